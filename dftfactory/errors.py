@@ -1,0 +1,89 @@
+"""Every exception of the package.
+
+DFTFactoryError
+├── ConfigError                 dft.yaml, the worker's settings or a command's options
+├── PseudopotentialError        missing, cut, of another element, functional or content
+├── StructureError              cannot be right: no atoms, NaN, no cell, atoms on top of each other
+├── InputError                  a pw.in that cannot be read or changed
+├── ParserError                 an output that is no label
+│   ├── IncompleteOutputError   cut, missing or without an end
+│   ├── NotConvergedError       the SCF did not reach conv_thr
+│   ├── NonFiniteError          NaN, Inf or **** where a number belongs
+│   └── InconsistentOutputError whole, and yet not the answer to this input
+├── CalculationError            pw.x was run and recovery ended without a label
+├── CandidateError              the candidate database
+└── LaunchPadError              the LaunchPad, its label store, or the local server
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DFTFactoryError(Exception):
+    """Base of all errors: one readable line naming the cause and the cure, plus plain data.
+
+    Parameters
+    ----------
+    message
+        What is wrong and what to do, in one line.
+    details
+        Plain values (text, numbers, lists, dicts) that describe the error to a program.
+    """
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; FireWorks keeps it in the launch record and the web GUI shows it."""
+        return {"error": type(self).__name__, "message": self.message, **self.details}
+
+
+class ConfigError(DFTFactoryError):
+    """The configuration cannot be used; lists every problem that was found in it."""
+
+
+class PseudopotentialError(DFTFactoryError):
+    """A pseudopotential is missing, unreadable, or not the one that the data set is made with."""
+
+
+class StructureError(DFTFactoryError):
+    """The structure cannot be right; nothing was run."""
+
+
+class InputError(DFTFactoryError):
+    """A pw.in cannot be read, written or changed."""
+
+
+class ParserError(DFTFactoryError):
+    """The output of pw.x is no label."""
+
+
+class IncompleteOutputError(ParserError):
+    """The output is missing, empty, or ends before its end."""
+
+
+class NotConvergedError(ParserError):
+    """The SCF did not reach conv_thr, whatever else the output says."""
+
+
+class NonFiniteError(ParserError):
+    """A number of the output is NaN, infinite, or printed as stars."""
+
+
+class InconsistentOutputError(ParserError):
+    """Text, XML, exit status and input do not describe the same finished run."""
+
+
+class CalculationError(DFTFactoryError):
+    """Recovery gave up: `details` has `failure`, `level`, `evidence` and the `history` of all attempts."""
+
+
+class CandidateError(DFTFactoryError):
+    """The candidate database cannot be read or written, or is not one."""
+
+
+class LaunchPadError(DFTFactoryError):
+    """The LaunchPad, its label store or the local server is missing, unreachable or refused."""
