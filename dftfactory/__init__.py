@@ -1,0 +1,1 @@
+"""Labels of DFT that can be trusted."""

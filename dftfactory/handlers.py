@@ -1,0 +1,178 @@
+"""custodian's ErrorHandlers: recognise one kind of failure, ask `recovery`, rewrite pw.in, say what was done.
+
+custodian applies every handler that claims a run; `diagnose` names exactly one failure, and each failure belongs to
+exactly one handler, so that one failure climbs one rung.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from custodian.custodian import ErrorHandler
+from custodian.utils import tracked_lru_cache
+
+from dftfactory.errors import InconsistentOutputError, ParserError
+from dftfactory.failures import Diagnosis, Failure, examine, is_gaining
+from dftfactory.history import close_attempt, current_parameters, open_attempt, read_history
+from dftfactory.inputs import NAMELIST_OF, change_pw_input
+from dftfactory.parsers import parse_text, read_exit_status, read_output, read_pw_output
+from dftfactory.recovery import LADDER, get_next_params, get_next_stage
+
+
+@tracked_lru_cache
+def _examine(directory: str) -> Diagnosis | None:
+    """Examine a run once for all handlers; custodian empties the cache after each round."""
+    return examine(directory)
+
+
+class _FailureHandler(ErrorHandler):  # type: ignore[misc]  # custodian is untyped
+    """Claims the runs that end in one of `failures`."""
+
+    failures: ClassVar[tuple[Failure, ...]] = ()
+
+    def check(self, directory: str = "./") -> bool:
+        """Whether the run ended in a failure of this handler."""
+        diagnosis = _examine(directory)
+        return diagnosis is not None and diagnosis.failure in self.failures
+
+    def correct(self, directory: str = "./") -> dict[str, Any]:
+        """Prepare the next attempt; `actions` is None when no rung is left."""
+        diagnosis = _examine(directory)
+        assert diagnosis is not None  # noqa: S101  (custodian calls `correct` only after `check`)
+        return _recover(Path(directory), diagnosis)
+
+
+class ConvergenceHandler(_FailureHandler):
+    """SCF not converged: continue where it still gained, else climb the ladder."""
+
+    failures = (Failure.SCF_NOT_CONVERGED,)
+
+
+class DiagonalizationHandler(_FailureHandler):
+    """The eigenvalue solver failed: one that was not tried yet."""
+
+    failures = (Failure.DIAGONALIZATION,)
+
+
+class OutOfMemoryHandler(_FailureHandler):
+    """Memory ran out: one pool, a smaller subspace and history, a frugal solver, at the same level."""
+
+    failures = (Failure.OUT_OF_MEMORY,)
+
+
+class NaNHandler(_FailureHandler):
+    """NaN or overflow: once more from scratch with soft mixing and another solver."""
+
+    failures = (Failure.NAN,)
+
+
+class MachineHandler(_FailureHandler):
+    """The machine, the layout or the saved state failed, and not the physics: again at the same level."""
+
+    failures = (
+        Failure.PARALLELIZATION,
+        Failure.DISK_FULL,
+        Failure.WALLTIME,
+        Failure.SYMMETRY,
+        Failure.BAD_RESTART,
+        Failure.HANG,
+        Failure.KILLED,
+        Failure.INCOMPLETE_OUTPUT,
+    )
+
+
+class HopelessHandler(_FailureHandler):
+    """No rung can cure it, or nobody wants it cured: give up at once, without a second run."""
+
+    failures = (
+        Failure.ENVIRONMENT,
+        Failure.INPUT_ERROR,
+        Failure.PSEUDOPOTENTIAL,
+        Failure.GEOMETRY,
+        Failure.OCCUPATIONS,
+        Failure.SOFT_STOP,
+    )
+
+
+class AnnealHandler(ErrorHandler):  # type: ignore[misc]  # custodian is untyped
+    """A converged hot stage is not a label: cool down to the next stage, from the density of this one."""
+
+    def check(self, directory: str = "./") -> bool:
+        """Whether the run is a stage of an anneal that converged, and not the last one."""
+        try:
+            read_pw_output(directory)
+        except InconsistentOutputError as error:
+            return bool(error.details.get("intermediate"))
+        except ParserError:
+            return False
+        return False
+
+    def correct(self, directory: str = "./") -> dict[str, Any]:
+        """Prepare the next stage."""
+        run_dir = Path(directory)
+        history = read_history(run_dir)
+        following = get_next_stage(
+            current_parameters(run_dir), configured=history["configured"], ladder=history["ladder"] or LADDER
+        )
+        close_attempt(run_dir, "STAGE_CONVERGED", **attempt_facts(run_dir))
+        actions = _prepare(run_dir, following) if following else None
+        return {"errors": ["converged at a raised degauss"], "actions": actions}
+
+
+def all_handlers() -> list[ErrorHandler]:
+    """One handler for each failure, and the one for the stages of an anneal."""
+    return [
+        ConvergenceHandler(),
+        DiagonalizationHandler(),
+        OutOfMemoryHandler(),
+        NaNHandler(),
+        MachineHandler(),
+        HopelessHandler(),
+        AnnealHandler(),
+    ]
+
+
+def attempt_facts(run_dir: Path) -> dict[str, Any]:
+    """Plain facts of the run that has just ended, for the history."""
+    text = parse_text(read_output(run_dir))
+    accuracies = text.scf_accuracy
+    return {
+        "exit_status": read_exit_status(run_dir),
+        "iterations": text.iterations,
+        "wall_time": text.wall_time,
+        "best_accuracy": min(accuracies, default=None),
+        "last_accuracy": accuracies[-1] if accuracies else None,
+    }
+
+
+def _recover(run_dir: Path, diagnosis: Diagnosis) -> dict[str, Any]:
+    history = read_history(run_dir)
+    parameters = current_parameters(run_dir)
+    gaining = is_gaining(parse_text(read_output(run_dir)).scf_accuracy)
+    following = get_next_params(
+        {**parameters, "gaining": gaining},
+        diagnosis.failure,
+        parameters["level"],
+        configured=history["configured"],
+        ladder=history["ladder"] or LADDER,
+    )
+    close_attempt(
+        run_dir,
+        diagnosis.failure.value,
+        evidence=diagnosis.evidence,
+        explanation=diagnosis.explanation,
+        **attempt_facts(run_dir),
+    )
+    actions = None if following is None else _prepare(run_dir, following)
+    return {"errors": [f"{diagnosis.failure.value}: {diagnosis.evidence}"], "actions": actions}
+
+
+def _prepare(run_dir: Path, following: dict[str, Any]) -> list[dict[str, Any]]:
+    """Keep what the last attempt left, and write the input of the next one."""
+    current = current_parameters(run_dir)
+    open_attempt(run_dir, following)
+    changes = {key: following.get(key) for key in NAMELIST_OF if following.get(key) != current.get(key)}
+    change_pw_input(run_dir / "pw.in", changes)
+    # custodian takes an empty list for "could not be corrected".
+    return [{"level": following["level"], "stage": following.get("stage"), "changed": changes}]

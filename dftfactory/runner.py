@@ -1,0 +1,251 @@
+"""QERunner: one structure in, one label out, on this machine and without a database."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from custodian import Custodian
+from custodian.custodian import CustodianError
+
+from dftfactory.config import DFTConfig, WorkerConfig
+from dftfactory.errors import CalculationError, ConfigError, ParserError, StructureError
+from dftfactory.handlers import all_handlers, attempt_facts
+from dftfactory.history import close_attempt, current_parameters, has_history, read_history, start_history
+from dftfactory.inputs import prescribed_parameters, write_pw_input
+from dftfactory.jobs import LabelValidator, QEJob, clean_up
+from dftfactory.parsers import read_pw_output
+from dftfactory.pseudos import Pseudopotential, load_pseudopotentials, verify_md5
+from dftfactory.results import DFTResult
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from pymatgen.core import Molecule, Structure
+
+# custodian never runs the last correction that it allows. `recovery` ends every climb by itself (the longest one that
+# its table allows has about 30 attempts), so this is only a stop for the case that the table is wrong.
+MAX_CORRECTIONS = 100
+
+
+class QERunner:
+    """Labels structures with pw.x under custodian.
+
+    Parameters
+    ----------
+    config
+        How the labels are computed.
+    worker
+        How this machine runs pw.x; my_fworker.yaml of the present folder, or what is installed, where absent.
+    pseudopotential_md5
+        Element → md5 that the files of this machine must have; not compared where absent.
+    """
+
+    def __init__(
+        self,
+        config: DFTConfig,
+        worker: WorkerConfig | None = None,
+        pseudopotential_md5: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config = config
+        self.worker = worker if worker is not None else WorkerConfig.find()
+        self.pseudopotential_md5 = pseudopotential_md5
+
+    def run(
+        self,
+        structure: Atoms | Structure | Molecule,
+        run_dir: str | Path,
+        calculation_id: str = "calculation",
+        *,
+        softened: bool = False,
+    ) -> DFTResult:
+        """Compute one label, recovering on the way as the ladder allows.
+
+        Parameters
+        ----------
+        structure
+            ASE Atoms or a pymatgen Structure.
+        run_dir
+            Folder for the run; made where it does not exist, and without an earlier calculation in it.
+        calculation_id
+            Name of the calculation, kept in the record.
+        softened
+            Whether a result at more than the prescribed degauss is returned, marked `quality = "softened"`, when the
+            last stage of the anneal fails; it is part of the error's details otherwise.
+
+        Returns
+        -------
+        DFTResult
+            The label, with level and history.
+
+        Raises
+        ------
+        StructureError, PseudopotentialError, ConfigError
+            Something cannot be right; nothing was run.
+        CalculationError
+            Recovery gave up; its details have `failure`, `level`, `evidence` and `history`.
+        """
+        atoms = to_ase_atoms(structure)
+        run_dir = Path(run_dir).resolve()
+        pseudopotentials = self.pseudopotentials(atoms)
+        if has_history(run_dir):
+            raise ConfigError(f"{run_dir} already holds a calculation; choose another folder or remove it")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_pw_input(
+            atoms,
+            self.config,
+            run_dir / "pw.in",
+            pseudopotentials=pseudopotentials,
+            max_seconds=self.worker.max_seconds,
+        )
+        self._start_history(run_dir, calculation_id, len(atoms))
+        job = QEJob(self.worker)
+        try:
+            with _stopped_by_sigterm(), _quiet_custodian():
+                Custodian(
+                    all_handlers(), [job], [LabelValidator()], max_errors=MAX_CORRECTIONS, directory=str(run_dir)
+                ).run()
+            result = read_pw_output(run_dir)
+        except (CustodianError, ParserError) as error:
+            raise _calculation_error(run_dir, calculation_id) from error
+        finally:
+            job.terminate(str(run_dir))
+            clean_up(run_dir)
+        close_attempt(run_dir, "CONVERGED", **attempt_facts(run_dir))
+        history = read_history(run_dir)["attempts"]
+        result = result.with_record(
+            calculation_id=calculation_id,
+            level=history[-1]["parameters"]["level"],
+            history=tuple(history),
+            pbc=tuple(bool(periodic) for periodic in atoms.pbc),
+        )
+        if result.quality == "softened" and not softened:
+            raise _softened_error(run_dir, result)
+        return result
+
+    def pseudopotentials(self, atoms: Atoms) -> dict[str, Pseudopotential]:
+        """Pseudopotentials of the structure on this machine, checked against `pseudopotential_md5`."""
+        folder = self.worker.pseudopotential_dir or self.config.pseudopotential_dir
+        if folder is None:
+            raise ConfigError("pseudopotential_dir is given neither in dft.yaml nor in the worker's settings")
+        if len(atoms) == 0:
+            raise StructureError("the structure has no atoms")
+        found = load_pseudopotentials(set(atoms.symbols), Path(folder).expanduser(), self.config.pseudopotentials)
+        if self.pseudopotential_md5 is not None:
+            verify_md5(found, self.pseudopotential_md5)
+        return found
+
+    def _start_history(self, run_dir: Path, calculation_id: str, n_atoms: int) -> None:
+        parameters = prescribed_parameters(self.config, n_atoms)
+        start_history(
+            run_dir,
+            calculation_id,
+            parameters={**parameters, "parallel_cores": self.worker.parallel_cores, "npool": self.worker.npool},
+            prescribed={
+                "degauss": parameters["degauss"],
+                "conv_thr": parameters["conv_thr"],
+                "max_force": self.config.max_force,
+                "min_distance_fraction": self.config.min_distance_fraction,
+            },
+            ladder=self.config.to_dict().get("ladder", []),
+        )
+
+
+def to_ase_atoms(structure: Atoms | Structure | Molecule) -> Atoms:
+    """Turn a pymatgen structure into Atoms, with its `magmom` site property as initial moments; Atoms stay as they are."""
+    from ase import Atoms
+
+    if isinstance(structure, Atoms):
+        return structure
+    if type(structure).__module__.split(".")[0] != "pymatgen":
+        raise StructureError(f"expected ASE Atoms or a pymatgen Structure, got {type(structure).__name__}")
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    try:
+        atoms = AseAtomsAdaptor.get_atoms(structure)
+    except ValueError as error:
+        raise StructureError(f"the pymatgen structure cannot be computed: {error}") from error
+    return Atoms(
+        atoms.symbols,
+        positions=atoms.positions,
+        cell=atoms.cell,
+        pbc=atoms.pbc,
+        magmoms=atoms.get_initial_magnetic_moments() if atoms.has("initial_magmoms") else None,
+    )
+
+
+def _calculation_error(run_dir: Path, calculation_id: str) -> CalculationError:
+    """Say why recovery gave up, from the history that it left."""
+    parameters = current_parameters(run_dir)
+    last = read_history(run_dir)["attempts"][-1]
+    if "outcome" not in last:
+        # No handler claimed the run and the validator refused it.
+        try:
+            read_pw_output(run_dir)
+            reason = "custodian stopped although the last run is whole"
+        except ParserError as error:
+            reason = error.message
+        close_attempt(run_dir, "REJECTED", evidence=reason, **attempt_facts(run_dir))
+    history = read_history(run_dir)["attempts"]
+    last = history[-1]
+    explanation = last.get("explanation", "the run ended well, but its result is not a label")
+    return CalculationError(
+        f"{calculation_id}: {last['outcome']} at level {parameters['level']} after {len(history)} "
+        f"run{'s' if len(history) > 1 else ''}: {last['evidence']}; {explanation}",
+        calculation_id=calculation_id,
+        failure=None if last["outcome"] == "REJECTED" else last["outcome"],
+        level=parameters["level"],
+        evidence=last["evidence"],
+        explanation=explanation,
+        history=history,
+        run_dir=str(run_dir),
+    )
+
+
+def _softened_error(run_dir: Path, result: DFTResult) -> CalculationError:
+    return CalculationError(
+        f"{result.calculation_id}: SCF_NOT_CONVERGED at the prescribed degauss; it converged at {result.degauss:g} Ry, "
+        "which is kept as a softened label and left out unless asked for",
+        calculation_id=result.calculation_id,
+        failure="SCF_NOT_CONVERGED",
+        level=result.level,
+        evidence=f"converged at degauss = {result.degauss:g} Ry only",
+        history=list(result.history),
+        run_dir=str(run_dir),
+        softened=result.to_dict(),
+    )
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Turn SIGTERM (scancel, a shutdown) into an exception, so that pw.x is stopped before Python ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _quiet_custodian() -> Iterator[None]:
+    """Keep custodian's log lines off a terminal that nobody configured for them; they stand in custodian.json."""
+    logger = logging.getLogger("custodian")
+    silence = logging.NullHandler()
+    logger.addHandler(silence)
+    try:
+        yield
+    finally:
+        logger.removeHandler(silence)
+
