@@ -1,0 +1,205 @@
+"""Labels to an extended XYZ file: the training set."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
+
+from dftfactory.errors import ConfigError, DFTFactoryError, NonFiniteError, ParserError
+from dftfactory.results import DFTResult
+
+QUALITIES = ("exact", "softened")
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export wrote.
+
+    Attributes
+    ----------
+    written
+        Number of structures in the file.
+    left_out_softened
+        Number of labels left out because they were reached at a raised `degauss`.
+    config_hash
+        The one configuration that all labels in the file were computed with.
+    """
+
+    written: int
+    left_out_softened: int
+    config_hash: str
+
+
+def label_to_atoms(label: dict[str, Any]) -> Atoms:
+    """Turn a label document into a structure with reference values.
+
+    The names begin with REF_ and there is no calculator, so that no library takes them for results of its own.
+
+    Parameters
+    ----------
+    label
+        From the label store or a label file.
+
+    Returns
+    -------
+    Atoms
+        `info["REF_energy"]` in eV: F = E - TS, the energy whose derivative the forces are.
+        `arrays["REF_forces"]`, shape (n_atoms, 3), in eV/Å.
+        `info["REF_stress"]`, shape (3, 3), in eV/Å³, positive under tension.
+        `info` also has calculation_id, level, quality, config_hash and fingerprint, `degauss` (Ry) of a softened
+        label, and `total_magnetization` (μB per cell) of a calculation with spin.
+
+    Raises
+    ------
+    ParserError
+        The label is incomplete or its parts do not fit each other.
+    NonFiniteError
+        A number is NaN or infinite.
+    """
+    name = label.get("calculation_id", "without calculation_id")
+    try:
+        result = DFTResult.from_dict(label["result"])
+        info = {
+            "REF_energy": float(result.energy),
+            "REF_stress": result.stress,
+            "calculation_id": str(label["calculation_id"]),
+            "level": int(label["level"]),
+            "quality": str(label["quality"]),
+            "config_hash": str(label["config_hash"]),
+            "fingerprint": str(label["fingerprint"]),
+        }
+        atoms = Atoms(result.symbols, positions=result.positions, cell=result.cell, pbc=result.pbc)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ParserError(f"label {name} is damaged ({type(error).__name__}: {error}); compute it again") from error
+
+    if result.forces.shape != (len(atoms), 3) or result.stress.shape != (3, 3):
+        raise ParserError(
+            f"label {name} is damaged: forces {result.forces.shape} and stress {result.stress.shape} do not fit "
+            f"{len(atoms)} atoms; compute it again"
+        )
+    numbers = (result.energy, result.forces, result.stress, result.positions, result.cell)
+    if not all(np.isfinite(array).all() for array in numbers):
+        raise NonFiniteError(f"label {name} has a number that is not finite; compute it again")
+    if info["quality"] not in QUALITIES:
+        raise ParserError(f"quality of label {name} must be one of {', '.join(QUALITIES)}, got {info['quality']!r}")
+
+    if info["quality"] == "softened":
+        info["degauss"] = result.degauss
+    if result.total_magnetization is not None:
+        info["total_magnetization"] = result.total_magnetization
+    atoms.info = info
+    atoms.set_array("REF_forces", result.forces)
+    return atoms
+
+
+def export_labels(labels: Iterable[dict[str, Any]], path: Path | str, softened: bool = False) -> ExportSummary:
+    """Write labels to an extended XYZ file in the order given, one frame each.
+
+    The file appears complete or not at all: a killed or refused export leaves the old one as it was.
+
+    Parameters
+    ----------
+    labels
+        Label documents; read one at a time. A fingerprint that comes again is not written again.
+    path
+        `*.extxyz` or `*.xyz`.
+    softened
+        Also write labels that were reached at a raised `degauss`.
+
+    Returns
+    -------
+    ExportSummary
+        The numbers of labels written and left out, and their configuration.
+
+    Raises
+    ------
+    ConfigError
+        The file name is not one of extended XYZ, the file cannot be written, or the labels were computed with more than
+        one configuration.
+    ParserError
+        A label is damaged.
+    DFTFactoryError
+        There is nothing to write.
+
+    Notes
+    -----
+    `ase.io.read(path, ":")` gives back energy, stress, cell and degauss to the last bit. Positions and forces have
+    8 decimals, ASE's format of columns: they are off by at most 5e-9 Å and 5e-9 eV/Å.
+    """
+    path = _checked_path(Path(path))
+    fingerprints: set[str] = set()
+    hashes: Counter[str] = Counter()
+    n_softened = 0
+    with _replacing(path) as file:
+        for label in labels:
+            atoms = label_to_atoms(label)
+            if atoms.info["quality"] == "softened" and not softened:
+                n_softened += 1
+                continue
+            if atoms.info["fingerprint"] in fingerprints:
+                continue
+            fingerprints.add(atoms.info["fingerprint"])
+            hashes[atoms.info["config_hash"]] += 1
+            if len(hashes) == 1:  # after a second one nothing is written, only counted for the message
+                atoms.info = {key: _readable(key, value) for key, value in atoms.info.items()}
+                ase.io.write(file, atoms, format="extxyz")
+        # Inside, so that the old file stays.
+        _check_hashes(hashes, n_softened)
+    [(config_hash, written)] = hashes.items()
+    return ExportSummary(written, n_softened, config_hash)
+
+
+def _readable(key: str, value: Any) -> Any:
+    """Write text as JSON where ASE would read something else: '0001' as 1, '1e5' as a float, 'T' as True."""
+    if not isinstance(value, str) or key_val_str_to_dict(key_val_dict_to_str({key: value})) == {key: value}:
+        return value
+    return f"_JSON {json.dumps(value)}"
+
+
+def _check_hashes(hashes: Counter[str], n_softened: int) -> None:
+    if len(hashes) > 1:
+        counts = ", ".join(f"{config_hash}: {count}" for config_hash, count in hashes.most_common())
+        raise ConfigError(
+            f"the labels were computed with {len(hashes)} configurations ({counts}) and do not fit into one training "
+            "set; choose one of them with --config-hash",
+            config_hashes=dict(hashes),
+        )
+    if not hashes and n_softened:
+        raise DFTFactoryError(
+            f"nothing to export: all {n_softened} labels are softened (raised degauss); ask for them with --softened"
+        )
+    if not hashes:
+        raise DFTFactoryError("nothing to export: there are no labels; is this the right LaunchPad and --config-hash?")
+
+
+def _checked_path(path: Path) -> Path:
+    if path.suffix not in (".extxyz", ".xyz"):
+        raise ConfigError(f"labels are exported to a file that ends in .extxyz or .xyz, got {path}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: it is a folder, or its folder is missing or read-only")
+    return path.resolve()  # a link stays a link
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    """Open a file beside `path` that takes its place when the block ends well."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""`dftfactory run`: one structure file to one label, with its label file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dftfactory.config import DFTConfig, WorkerConfig
+from dftfactory.errors import StructureError
+from dftfactory.labels import fingerprint, make_label, read_label, write_label
+from dftfactory.results import DFTResult
+from dftfactory.runner import QERunner
+
+
+def label_structure_file(
+    structure_file: Path, config_file: Path, worker_file: Path | None, folder: Path | None, *, softened: bool = False
+) -> tuple[DFTResult, Path]:
+    """Label the last frame of a structure file and write label.json into the run folder.
+
+    A label that is there already, of the same structure and configuration, is returned and not computed again.
+
+    Returns
+    -------
+    tuple[DFTResult, Path]
+        The label and the run folder.
+
+    Raises
+    ------
+    DFTFactoryError
+        As `QERunner.run` raises it; StructureError also where the file cannot be read.
+    """
+    import ase.io
+    from ase import Atoms
+
+    if not structure_file.is_file():
+        raise StructureError(f"{structure_file} does not exist; give a structure file that ASE reads")
+    config = DFTConfig.from_yaml(config_file)
+    worker = WorkerConfig.find() if worker_file is None else WorkerConfig.from_yaml(worker_file)
+    try:
+        atoms = ase.io.read(structure_file)
+    except Exception as error:  # ASE's readers raise whatever they stumble over
+        raise StructureError(f"{structure_file} cannot be read as a structure: {error!r}") from error
+    assert isinstance(atoms, Atoms)  # noqa: S101  (one frame was asked for)
+    run_dir = folder if folder is not None else Path(structure_file.stem)
+    runner = QERunner(config, worker)
+    pseudopotentials = runner.pseudopotentials(atoms)
+    name = fingerprint(atoms, config, {element: pseudo.md5 for element, pseudo in pseudopotentials.items()})
+    label = read_label(run_dir)
+    if label is not None and label["fingerprint"] == name:
+        return DFTResult.from_dict(label["result"]), run_dir
+    result = runner.run(atoms, run_dir, structure_file.stem, softened=softened)
+    write_label(run_dir, make_label(result, name, config, pseudopotentials))
+    return result, run_dir

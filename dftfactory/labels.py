@@ -1,0 +1,152 @@
+"""The label as a record: fingerprint, provenance and result in plain values, on disk and in the database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dftfactory.config import DFTConfig
+from dftfactory.errors import ParserError, StructureError
+from dftfactory.history import write_atomically
+from dftfactory.pseudos import Pseudopotential
+from dftfactory.results import DFTResult
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+LABEL_FILE = "label.json"
+# Å and μB; two structures that agree to this are the same calculation.
+LENGTH_TOLERANCE = 1e-6
+MOMENT_TOLERANCE = 1e-3
+
+
+def structure_to_dict(atoms: Atoms) -> dict[str, Any]:
+    """Plain values of a structure: symbols, positions and cell in Å, pbc, and initial moments in μB where it has any."""
+    moments = atoms.get_initial_magnetic_moments()
+    return {
+        "symbols": [str(symbol) for symbol in atoms.symbols],
+        "positions": atoms.positions.tolist(),
+        "cell": atoms.cell.tolist(),
+        "pbc": [bool(periodic) for periodic in atoms.pbc],
+        **({"initial_magnetic_moments": moments.tolist()} if moments.any() else {}),
+    }
+
+
+def structure_from_dict(values: Mapping[str, Any]) -> Atoms:
+    """Build Atoms from `structure_to_dict`.
+
+    Raises
+    ------
+    StructureError
+        Keys are missing, or shapes and symbols are not those of a structure.
+    """
+    from ase import Atoms
+
+    try:
+        return Atoms(
+            values["symbols"],
+            positions=values["positions"],
+            cell=values["cell"],
+            pbc=values["pbc"],
+            magmoms=values.get("initial_magnetic_moments"),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise StructureError(f"the structure of the specification is damaged: {error!r}") from error
+
+
+def config_hash(config: DFTConfig) -> str:
+    """Name of the label parameters: labels with the same one belong to one data set."""
+    return _digest(config.label_parameters())[:12]
+
+
+def fingerprint(atoms: Atoms, config: DFTConfig, md5: Mapping[str, str]) -> str:
+    """Name of the label of one structure: equal for equal structures, label parameters and pseudopotential contents.
+
+    Numerical and machine parameters do not count, since they do not change the number.
+
+    Parameters
+    ----------
+    atoms
+        Positions and cell count to 1e-6 Å, initial moments to 1e-3 μB, and the order of the atoms counts.
+    config
+        How the label is computed.
+    md5
+        Element → md5 of its pseudopotential file.
+    """
+    values = {
+        "symbols": [str(symbol) for symbol in atoms.symbols],
+        "positions": _rounded(atoms.positions, LENGTH_TOLERANCE),
+        "cell": _rounded(atoms.cell.array, LENGTH_TOLERANCE),
+        "pbc": [bool(periodic) for periodic in atoms.pbc],
+        "moments": _rounded(atoms.get_initial_magnetic_moments(), MOMENT_TOLERANCE),
+        "label_parameters": config.label_parameters(),
+        "md5": {element: md5[element] for element in sorted(set(atoms.symbols))},
+    }
+    # The letters keep ase.db and YAML from taking a digest like 12e4567 for a number.
+    return f"dft{_digest(values)[:32]}"
+
+
+def make_label(
+    result: DFTResult, name: str, config: DFTConfig, pseudopotentials: Mapping[str, Pseudopotential]
+) -> dict[str, Any]:
+    """Return the record of one label: what it is (`fingerprint` is its name), how it was obtained, and the result."""
+    from ase.formula import Formula
+
+    from dftfactory import __version__
+
+    return {
+        "fingerprint": name,
+        "calculation_id": result.calculation_id,
+        "config_hash": config_hash(config),
+        "formula": Formula.from_list(list(result.symbols)).format("metal"),
+        "level": result.level,
+        "quality": result.quality,
+        "result": result.to_dict(),
+        "label_parameters": config.label_parameters(),
+        "pseudopotentials": {
+            element: {"file": pseudo.path.name, "md5": pseudo.md5} for element, pseudo in pseudopotentials.items()
+        },
+        "created_on": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "dftfactory": __version__,
+    }
+
+
+def write_label(run_dir: Path, label: Mapping[str, Any]) -> Path:
+    """Write the label file of a run folder in one step, before anything else happens to the label."""
+    path = run_dir / LABEL_FILE
+    write_atomically(path, json.dumps(label, indent=1))
+    return path
+
+
+def read_label(run_dir: Path) -> dict[str, Any] | None:
+    """Read the label file of a run folder; None where there is none.
+
+    Raises
+    ------
+    ParserError
+        The file is damaged.
+    """
+    path = run_dir / LABEL_FILE
+    if not path.is_file():
+        return None
+    try:
+        label: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        DFTResult.from_dict(label["result"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ParserError(f"{path} is damaged ({error!r}); remove it to compute the label again") from error
+    return label
+
+
+def _rounded(values: Any, tolerance: float) -> list[Any]:
+    rounded: list[Any] = np.rint(np.asarray(values, dtype=float) / tolerance).astype(np.int64).tolist()
+    return rounded
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,106 @@
+"""The local LaunchPad server: the program that `dftfactory launchpad start` runs in the background.
+
+SecantusDB speaks MongoDB's wire protocol from Python, so that a laptop needs no MongoDB.
+Two things are added here, and they are why FireWorks can trust it: an atomic findAndModify and durable commits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# The wrap below reaches into this version; a test holds it equal to the pin in setup.cfg.
+SECANTUS_VERSION = "0.7.0b3"
+
+# Longer than any walltime. FireWorks keeps a connection through a whole calculation, and the server's
+# default of 5 minutes would close it under the rocket.
+CLIENT_IDLE_SECONDS = 7 * 24 * 3600.0
+
+
+def make_find_and_modify_atomic() -> None:
+    """Let the server run one findAndModify at a time; call it before the server starts.
+
+    FireWorks draws its ids, and checks out work, with findAndModify. The server's own returns the document as it was
+    before somebody else's change when two clients ask at once: Fireworks lose their ids and overwrite each other.
+
+    Raises
+    ------
+    RuntimeError
+        The installed SecantusDB has no such handlers: without the lock it must not serve.
+    """
+    from secantus import commands
+
+    lock = threading.Lock()
+
+    def one_at_a_time(handler: Any) -> Any:
+        def locked_handler(*args: Any) -> Any:
+            with lock:
+                return handler(*args)
+
+        return locked_handler
+
+    for command in ("findAndModify", "findandmodify"):
+        handler = commands._HANDLERS.get(command)
+        if handler is None:
+            raise RuntimeError(f"SecantusDB has no handler {command}: expected version {SECANTUS_VERSION}")
+        commands._HANDLERS[command] = one_at_a_time(handler)
+
+
+def serve(folder: Path, port: int) -> None:
+    """Serve the database in `folder` on 127.0.0.1 until SIGTERM or SIGINT comes.
+
+    Raises
+    ------
+    OSError
+        The port is taken.
+    """
+    from secantus.server import SecantusDBServer
+
+    # Blocked before the server's threads exist, so that they inherit it and only sigwait below sees the signals.
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+    os.umask(0o077)
+    make_find_and_modify_atomic()
+    server = SecantusDBServer(
+        host="127.0.0.1",
+        port=port,
+        storage_path=str(folder / "database"),
+        # Without both, kill -9 loses writes that were already acknowledged.
+        durable=True,
+        sync_on_commit=True,
+        # The commands that inject failures exist for the tests of database drivers.
+        enable_test_commands=False,
+        client_idle_timeout_s=CLIENT_IDLE_SECONDS,
+    )
+    server.start()
+    received = signal.sigwait(stop_signals)
+    logging.info("stopping on %s", signal.Signals(received).name)
+    # stop() would wait 2 s for the thread that listens: on Linux, closing a socket does not wake who waits on it.
+    with contextlib.suppress(OSError):
+        server._socket.shutdown(socket.SHUT_RDWR)
+    server.stop()
+    logging.info("stopped")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the server; `dftfactory launchpad start` gives the folder and the port."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    serve(options.dir, options.port)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
