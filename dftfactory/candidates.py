@@ -27,6 +27,7 @@ from ase.db.row import AtomsRow, atoms2dict
 from ase.io import iread
 
 from dftfactory.errors import CandidateError
+from dftfactory.labels import CALCULATION_ID
 from dftfactory.results import DFTResult
 
 STATUSES = ("SELECTED", "QUEUED", "COMPLETED", "FAILED")
@@ -35,8 +36,6 @@ _OUTCOME_KEYS = ("reason", "failure", "level", "quality", "iterations", "total_m
 # Keys that mean something to us: the same word in an imported file means something else.
 _OUR_KEYS = {"status", "fingerprint", "source", "digest", *_OUTCOME_KEYS}
 
-# Becomes part of file names, and of the calculation's folder.
-_CALCULATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _SQLITE_HEADER = b"SQLite format 3\0"
 _ASE_TABLES = {"systems", "species", "keys", "text_key_values", "number_key_values"}
 # Rows that are in memory at once: 200 of 1,000 atoms are 10 MB.
@@ -341,7 +340,7 @@ def _calculation_id(db: Database, row: AtomsRow) -> str:
 
 def _checked_calculation_id(value: Any, owner: str) -> str:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(text, str) and _CALCULATION_ID.fullmatch(text):
+    if isinstance(text, str) and CALCULATION_ID.fullmatch(text):
         return text
     raise CandidateError(
         f"calculation_id of {owner} must be 1 to 100 letters, digits, '.', '_', '+' or '-' and begin with a letter or "

@@ -69,7 +69,9 @@ def _check_pw(worker: WorkerConfig, cores: int) -> Check:
         said = (run.stderr.strip() or run.stdout.strip() or "nothing").splitlines()[0]
         return Check(name, False, f"`{' '.join(command)}` is no pw.x that starts (exit {run.returncode}): {said}")
     if cores > 1 and (ranks is None or int(ranks[1]) != cores):
-        return Check(name, False, f"`{' '.join(command)}` starts {ranks[1] if ranks else 1} ranks: is pw.x built for it?")
+        return Check(
+            name, False, f"`{' '.join(command)}` starts {ranks[1] if ranks else 1} ranks: is pw.x built for it?"
+        )
     return Check(name, True, f"version {version[1]}, {' '.join(command)}")
 
 
@@ -117,7 +119,9 @@ def _elements_in(folder: Path) -> set[str]:
     """Elements that the names of the files in a folder begin with."""
     from ase.data import atomic_numbers
 
-    names = [re.match(r"([A-Za-z]{1,2})[^A-Za-z]", path.name) for path in folder.glob("*") if path.suffix.lower() == ".upf"]
+    names = [
+        re.match(r"([A-Za-z]{1,2})[^A-Za-z]", path.name) for path in folder.glob("*") if path.suffix.lower() == ".upf"
+    ]
     return {name[1].capitalize() for name in names if name and name[1].capitalize() in atomic_numbers}
 
 

@@ -50,9 +50,7 @@ def init(
 
 
 @app.command()
-def check(
-    config: ConfigFile = Path("dft.yaml"), worker: WorkerFile = None, launchpad: LaunchPadFile = None
-) -> None:
+def check(config: ConfigFile = Path("dft.yaml"), worker: WorkerFile = None, launchpad: LaunchPadFile = None) -> None:
     """Check pw.x, MPI, pseudopotentials and the LaunchPad; each line says what to do."""
     from dftfactory.checks import check_all
 

@@ -304,7 +304,9 @@ def _refuse_unknown_elements(names: Mapping[str, Any]) -> None:
 def _config_error(kind: str, error: ValidationError, fields: Mapping[str, FieldInfo]) -> ConfigError:
     problems = []
     for item in error.errors():
-        path = [str(part) for part in item["loc"] if not re.match(r"dict\[|literal\[|list\[|float|bool|int|str", str(part))]
+        path = [
+            str(part) for part in item["loc"] if not re.match(r"dict\[|literal\[|list\[|float|bool|int|str", str(part))
+        ]
         problem: dict[str, str] = {"key": ".".join(path)}
         if item["type"] == "missing":
             problem["problem"] = "is missing"

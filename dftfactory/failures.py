@@ -10,7 +10,7 @@ import math
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ EXPLANATIONS = {
     Failure.INPUT_ERROR: "pw.x refuses the input; correct the parameter that it names, in dft.yaml or its `pw` part",
     Failure.PSEUDOPOTENTIAL: "a pseudopotential cannot be used; replace the file, or choose one under `pseudopotentials`",
     Failure.GEOMETRY: "atoms are too close or the cell is degenerate; correct or remove the structure",
-    Failure.OCCUPATIONS: "the occupations do not fit the electrons; check charge, moments and smearing",
+    Failure.OCCUPATIONS: "the occupations do not fit the electrons; check charge, moments, smearing and nbnd",
     Failure.PARALLELIZATION: "the layout does not fit the cell; use fewer pools or ranks",
     Failure.OUT_OF_MEMORY: "memory ran out; give the job more memory, more nodes or fewer pools",
     Failure.DISK_FULL: "the disk is full or over quota; free space, or point scratch_dir elsewhere",
@@ -85,10 +85,13 @@ class Diagnosis:
         The outcome.
     evidence
         The line of the output, or the file and exit status, that shows it.
+    observed
+        What a rung needs to know of the run: whether the SCF was `gaining`, or `n_bands` that were too few.
     """
 
     failure: Failure
     evidence: str
+    observed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def explanation(self) -> str:
@@ -158,7 +161,9 @@ SIGNATURES = (
     Signature(Failure.PARALLELIZATION, r"more bands than PWs", "ranks"),
     Signature(Failure.DISK_FULL, r"error writing file.*|No space left on device|Disk quota exceeded"),
     Signature(Failure.DISK_FULL, _ROUTINE + r"davcio.*\n.*writ.*"),
-    Signature(Failure.BAD_RESTART, _ROUTINE + r"(?:read_rhog|read_scf|davcio|pw_restart\w*|read_file\w*)\b.*", "restart"),
+    Signature(
+        Failure.BAD_RESTART, _ROUTINE + r"(?:read_rhog|read_scf|davcio|pw_restart\w*|read_file\w*)\b.*", "restart"
+    ),
     Signature(Failure.BAD_RESTART, r"error reading file.*|error opening .*xml.*", "restart"),
     Signature(Failure.INPUT_ERROR, r"lone vector", "fft"),
     Signature(Failure.SYMMETRY, r"some of the original symmetry operations not satisfied|not orthogonal operation"),
@@ -224,9 +229,7 @@ def _read(folder: Path) -> _Run:
         pw_input = None
     # CRASH of an earlier run stays in the folder; pw.x removes none. A run that says JOB DONE wrote none.
     crash = "" if "JOB DONE." in out else read_output(folder, "CRASH")
-    return _Run(
-        folder, read_exit_status(folder), out, read_output(folder, "pw.err"), crash, parse_text(out), pw_input
-    )
+    return _Run(folder, read_exit_status(folder), out, read_output(folder, "pw.err"), crash, parse_text(out), pw_input)
 
 
 def _from_messages(run: _Run) -> Diagnosis | None:
@@ -241,12 +244,12 @@ def _from_messages(run: _Run) -> Diagnosis | None:
     if "Maximum CPU time exceeded" in run.out:
         still = len(run.text.scf_accuracy) > GAIN_WINDOW and not is_gaining(run.text.scf_accuracy)
         # An SCF that stands still does not need more time.
-        failure = Failure.SCF_NOT_CONVERGED if still else Failure.WALLTIME
-        return Diagnosis(failure, f"Maximum CPU time exceeded after {run.text.iterations} SCF iterations")
+        said = f"Maximum CPU time exceeded after {run.text.iterations} SCF iterations"
+        return _scf(said, run) if still else Diagnosis(Failure.WALLTIME, said)
     if "Program stopped by user request" in run.out or (run.status == 255 and not run.text.scf_accuracy):
         return Diagnosis(Failure.SOFT_STOP, f"stopped by an EXIT file after {run.text.iterations} SCF iterations")
     if stopped := re.search(r"convergence NOT achieved after\s+\d+ iterations.*", run.out):
-        return Diagnosis(Failure.SCF_NOT_CONVERGED, _with_accuracy(stopped[0], run))
+        return _scf(stopped[0], run)
     return None
 
 
@@ -266,9 +269,11 @@ def _from_error(run: _Run, error: ParserError) -> Diagnosis | None:
     if isinstance(error, NonFiniteError):
         return Diagnosis(Failure.NAN, error.message)
     if isinstance(error, NotConvergedError):
-        return Diagnosis(Failure.SCF_NOT_CONVERGED, _with_accuracy(error.message, run))
+        return _scf(error.message, run)
     if error.details.get("disk_full"):
         return Diagnosis(Failure.DISK_FULL, error.message)
+    if "n_bands" in error.details:
+        return Diagnosis(Failure.OCCUPATIONS, error.message, {"n_bands": error.details["n_bands"]})
     if isinstance(error, InconsistentOutputError):
         return None
     assert isinstance(error, IncompleteOutputError) or type(error) is ParserError
@@ -309,10 +314,11 @@ def _evidence(match: re.Match[str], run: _Run) -> str:
     return " ".join(lines.split())[:300]
 
 
-def _with_accuracy(said: str, run: _Run) -> str:
+def _scf(said: str, run: _Run) -> Diagnosis:
     accuracies = run.text.scf_accuracy
     best = f"; best accuracy {min(accuracies):.1e} Ry, last {accuracies[-1]:.1e} Ry" if accuracies else ""
-    return " ".join(said.split()) + best
+    evidence = " ".join(said.split()) + best
+    return Diagnosis(Failure.SCF_NOT_CONVERGED, evidence, {"gaining": is_gaining(accuracies)})
 
 
 def _how_it_ended(run: _Run) -> str:

@@ -10,7 +10,7 @@ from fireworks import FiretaskBase, FWAction, explicit_serialize
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError
 from dftfactory.history import has_history
-from dftfactory.labels import fingerprint, make_label, read_label, structure_from_dict, write_label
+from dftfactory.labels import CALCULATION_ID, fingerprint, make_label, read_label, structure_from_dict, write_label
 from dftfactory.results import DFTResult
 from dftfactory.runner import QERunner
 from dftfactory.store import LabelStore
@@ -85,6 +85,8 @@ def _free_folder(folder: Path, calculation_id: str) -> Path:
     """Return the folder itself, or a new one in it where it already holds a calculation."""
     if not has_history(folder):
         return folder
+    if not CALCULATION_ID.fullmatch(calculation_id):
+        raise ConfigError(f"calculation_id {calculation_id!r} is not fit for the name of a folder; submit it again")
     names = [calculation_id, *(f"{calculation_id}_{n}" for n in range(1, 1000))]
     return next(folder / name for name in names if not (folder / name).exists())
 

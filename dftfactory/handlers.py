@@ -13,7 +13,7 @@ from custodian.custodian import ErrorHandler
 from custodian.utils import tracked_lru_cache
 
 from dftfactory.errors import InconsistentOutputError, ParserError
-from dftfactory.failures import Diagnosis, Failure, examine, is_gaining
+from dftfactory.failures import Diagnosis, Failure, examine
 from dftfactory.history import close_attempt, current_parameters, open_attempt, read_history
 from dftfactory.inputs import NAMELIST_OF, change_pw_input
 from dftfactory.parsers import parse_text, read_exit_status, read_output, read_pw_output
@@ -82,6 +82,12 @@ class MachineHandler(_FailureHandler):
     )
 
 
+class OccupationsHandler(_FailureHandler):
+    """The occupations do not fit: more bands where they were too few, else give up."""
+
+    failures = (Failure.OCCUPATIONS,)
+
+
 class HopelessHandler(_FailureHandler):
     """No rung can cure it, or nobody wants it cured: give up at once, without a second run."""
 
@@ -90,7 +96,6 @@ class HopelessHandler(_FailureHandler):
         Failure.INPUT_ERROR,
         Failure.PSEUDOPOTENTIAL,
         Failure.GEOMETRY,
-        Failure.OCCUPATIONS,
         Failure.SOFT_STOP,
     )
 
@@ -127,6 +132,7 @@ def all_handlers() -> list[ErrorHandler]:
         DiagonalizationHandler(),
         OutOfMemoryHandler(),
         NaNHandler(),
+        OccupationsHandler(),
         MachineHandler(),
         HopelessHandler(),
         AnnealHandler(),
@@ -149,9 +155,8 @@ def attempt_facts(run_dir: Path) -> dict[str, Any]:
 def _recover(run_dir: Path, diagnosis: Diagnosis) -> dict[str, Any]:
     history = read_history(run_dir)
     parameters = current_parameters(run_dir)
-    gaining = is_gaining(parse_text(read_output(run_dir)).scf_accuracy)
     following = get_next_params(
-        {**parameters, "gaining": gaining},
+        {**parameters, **diagnosis.observed},
         diagnosis.failure,
         parameters["level"],
         configured=history["configured"],

@@ -103,7 +103,9 @@ def check_structure(atoms: Atoms, min_distance_fraction: float = 0.5) -> None:
     if len(atoms) == 0:
         raise StructureError("the structure has no atoms")
     if (numbers := atoms.numbers).min() < 1:
-        raise StructureError(f"atom {int(numbers.argmin()) + 1} is no chemical element ({atoms.symbols[numbers.argmin()]})")
+        raise StructureError(
+            f"atom {int(numbers.argmin()) + 1} is no chemical element ({atoms.symbols[numbers.argmin()]})"
+        )
     if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
         raise StructureError("the structure has NaN or infinite coordinates")
     if np.abs(atoms.positions).max() > MAX_COORDINATE or np.abs(atoms.cell.array).max() > MAX_COORDINATE:
@@ -112,7 +114,9 @@ def check_structure(atoms: Atoms, min_distance_fraction: float = 0.5) -> None:
     if lengths.min() == 0.0:
         raise StructureError("the structure has no cell; put a molecule into a box, e.g. atoms.center(vacuum=6)")
     if abs(atoms.cell.volume) < 1e-3 * lengths.prod():
-        raise StructureError(f"the cell is flat: volume {atoms.cell.volume:.3g} Å³ of lengths {lengths.round(3).tolist()} Å")
+        raise StructureError(
+            f"the cell is flat: volume {atoms.cell.volume:.3g} Å³ of lengths {lengths.round(3).tolist()} Å"
+        )
     periodic = atoms.copy()
     periodic.pbc = True
     periodic.wrap()
@@ -137,7 +141,10 @@ def kpoint_grid(atoms: Atoms, kspacing: float) -> tuple[int, int, int]:
     """
     lengths = 2 * math.pi * np.linalg.norm(atoms.cell.reciprocal(), axis=1)
     # Without the small number a grid would depend on the last digit of the cell.
-    counts = [math.ceil(length / kspacing - 1e-8) if periodic else 1 for length, periodic in zip(lengths, atoms.pbc, strict=True)]
+    counts = [
+        math.ceil(length / kspacing - 1e-8) if periodic else 1
+        for length, periodic in zip(lengths, atoms.pbc, strict=True)
+    ]
     first, second, third = (max(1, n) + 1 - max(1, n) % 2 for n in counts)
     return first, second, third
 
@@ -211,7 +218,8 @@ def write_pw_input(
         )
     folder = next(iter(pseudopotentials.values())).path.parent.resolve()
     grid = kpoint_grid(atoms, config.kspacing)
-    structure, fractions = _with_kinds(atoms, starting_moments(atoms, config.magnetism), pseudopotentials)
+    moments = starting_moments(atoms, config.magnetism)
+    structure, fractions = _with_kinds(atoms, moments, pseudopotentials)
     system = {
         "ibrav": 0,
         "nat": len(atoms),
@@ -221,7 +229,7 @@ def write_pw_input(
         "occupations": "smearing",
         "smearing": config.smearing,
         "degauss": config.degauss,
-        **({"nspin": 2} if structure.get_initial_magnetic_moments().any() else {}),
+        **({} if moments is None else {"nspin": 2, "nbnd": _bands_for_spin(atoms, moments, pseudopotentials)}),
         **_per_kind(config.pw.get("system", {}), [symbol for symbol, _ in fractions]),
     }
     control = {
@@ -305,7 +313,9 @@ def read_pw_input(path: str | Path) -> PwInput:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist") from error
     except Exception as error:  # ASE raises many kinds for a damaged file; all of them mean the same
-        raise InputError(f"{path} is no complete input of pw.x: {' '.join(str(error).split()) or repr(error)}") from error
+        raise InputError(
+            f"{path} is no complete input of pw.x: {' '.join(str(error).split()) or repr(error)}"
+        ) from error
 
 
 def change_pw_input(path: str | Path, changes: Mapping[str, Any]) -> None:
@@ -331,7 +341,9 @@ def change_pw_input(path: str | Path, changes: Mapping[str, Any]) -> None:
     for keyword, value in changes.items():
         if keyword not in NAMELIST_OF:
             raise InputError(f"{keyword!r} is not a keyword that is changed in a finished input")
-        entry = re.compile(rf"^([ \t]*{keyword}[ \t]*=[ \t]*)('[^'\n]*'|\"[^\"\n]*\"|[^,!\n]*?)([ \t]*(?:[,!].*)?)$", re.I | re.M)
+        entry = re.compile(
+            rf"^([ \t]*{keyword}[ \t]*=[ \t]*)('[^'\n]*'|\"[^\"\n]*\"|[^,!\n]*?)([ \t]*(?:[,!].*)?)$", re.I | re.M
+        )
         if value is None:
             text = re.sub(entry.pattern + r"\n?", "", text, flags=re.I | re.M)
         elif entry.search(text):
@@ -372,6 +384,17 @@ def _with_kinds(
     raise StructureError(f"the starting moments make {len(kinds)} kinds of atom; pw.x has room for {MAX_KINDS}")
 
 
+def _bands_for_spin(atoms: Atoms, moments: FloatArray, pseudopotentials: Mapping[str, Pseudopotential]) -> int:
+    """Return a number of bands that holds the majority spin.
+
+    pw.x counts bands as if there was no spin, 1.2 x (electrons / 2). Seven Fe atoms of 8 electrons then have 34 bands
+    for 42 electrons of one spin: the moment stays at what the bands can hold (12 μB), and the label is wrong.
+    """
+    electrons = sum(pseudopotentials[symbol].z_valence for symbol in atoms.symbols)
+    majority = (electrons + min(abs(float(moments.sum())), electrons)) / 2
+    return math.ceil(max(1.2 * electrons / 2, electrons / 2 + 4, 1.1 * majority, majority + 4))
+
+
 def _per_kind(entries: Mapping[str, Any], symbols: Sequence[str]) -> dict[str, Any]:
     """Write `Hubbard_U: {Fe: 4.6}` as Hubbard_U(i) for every kind i of Fe."""
     expanded: dict[str, Any] = {}
@@ -389,7 +412,9 @@ def _count_positions(cards: Sequence[str]) -> int:
     if len(starts) != 1:
         raise ValueError("ATOMIC_POSITIONS must be there once")
     rest = cards[starts[0] + 1 :]
-    return next((n for n, line in enumerate(rest) if line.upper().startswith((*names, "ATOMIC_", "HUBBARD"))), len(rest))
+    return next(
+        (n for n, line in enumerate(rest) if line.upper().startswith((*names, "ATOMIC_", "HUBBARD"))), len(rest)
+    )
 
 
 def _read_kpoints(path: Path, cards: Sequence[str]) -> str | tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 LABEL_FILE = "label.json"
+# Becomes part of file names, and of the calculation's folder.
+CALCULATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 # Å and μB; two structures that agree to this are the same calculation.
 LENGTH_TOLERANCE = 1e-6
 MOMENT_TOLERANCE = 1e-3
@@ -62,7 +65,8 @@ def structure_from_dict(values: Mapping[str, Any]) -> Atoms:
 
 def config_hash(config: DFTConfig) -> str:
     """Name of the label parameters: labels with the same one belong to one data set."""
-    return _digest(config.label_parameters())[:12]
+    # The letters keep ase.db and YAML from taking a digest like 12e4567 for a number.
+    return f"cfg{_digest(config.label_parameters())[:12]}"
 
 
 def fingerprint(atoms: Atoms, config: DFTConfig, md5: Mapping[str, str]) -> str:
@@ -88,7 +92,6 @@ def fingerprint(atoms: Atoms, config: DFTConfig, md5: Mapping[str, str]) -> str:
         "label_parameters": config.label_parameters(),
         "md5": {element: md5[element] for element in sorted(set(atoms.symbols))},
     }
-    # The letters keep ase.db and YAML from taking a digest like 12e4567 for a number.
     return f"dft{_digest(values)[:32]}"
 
 

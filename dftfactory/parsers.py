@@ -96,6 +96,7 @@ class PwXml:
     fermi_energy: float | None = None
     total_magnetization: float | None = None
     absolute_magnetization: float | None = None
+    n_bands: int = 0
     top_occupations: tuple[float, ...] = field(default=())
 
 
@@ -283,11 +284,12 @@ def _take_bands(output: ElementTree.Element) -> dict[str, Any]:
     levels += [_number(level) for level in (bands.findtext("two_fermi_energies") or "").split()]
     spins = 2 if (bands.findtext("lsda") or "").strip() == "true" else 1
     tops: list[float] = []
+    channel = 0
     for occupations in bands.iterfind("ks_energies/occupations"):
         values = (occupations.text or "").split()
         channel = len(values) // spins
         tops += [_number(values[(spin + 1) * channel - 1]) for spin in range(spins)]
-    return {"fermi_energy": max(levels, default=None), "top_occupations": tuple(tops)}
+    return {"fermi_energy": max(levels, default=None), "n_bands": channel, "top_occupations": tuple(tops)}
 
 
 def _from_xml(xml: PwXml, text: PwText, pw_input: PwInput) -> DFTResult:
@@ -313,7 +315,8 @@ def _from_xml(xml: PwXml, text: PwText, pw_input: PwInput) -> DFTResult:
     if any(SATURATED[0] < occupation < SATURATED[1] for occupation in xml.top_occupations):
         raise InconsistentOutputError(
             f"the highest band is partly filled (occupation {max(xml.top_occupations):.3f}): "
-            "too few bands for this smearing; raise nbnd or lower degauss"
+            f"{xml.n_bands} bands are too few for this smearing",
+            n_bands=xml.n_bands,
         )
     return _result(
         text,
@@ -482,7 +485,7 @@ def _content(element: ElementTree.Element, path: str) -> str:
 def _time(date: str, clock: str) -> datetime | None:
     """`22Nov2026` and `16: 1: 5` as pw.x prints them."""
     try:
-        return datetime.strptime(f"{date.strip()} {clock.replace(' ', '')}", "%d%b%Y %H:%M:%S")  # noqa: DTZ007
+        return datetime.strptime(f"{date.strip()} {clock.replace(' ', '')}", "%d%b%Y %H:%M:%S")
     except ValueError:
         return None
 

@@ -178,7 +178,9 @@ def sync(
 def count_fireworks(launchpad: LaunchPad) -> dict[str, int]:
     """Return the number of our Fireworks by state; states that have none are left out."""
     states = ("READY", "RESERVED", "RUNNING", "WAITING", "PAUSED", "COMPLETED", *DEAD_STATES)
-    counts = {s: launchpad.fireworks.count_documents({"state": s, "spec.fingerprint": {"$exists": True}}) for s in states}
+    counts = {
+        s: launchpad.fireworks.count_documents({"state": s, "spec.fingerprint": {"$exists": True}}) for s in states
+    }
     return {state: count for state, count in counts.items() if count}
 
 
@@ -193,9 +195,7 @@ def count_failures(launchpad: LaunchPad) -> dict[str, int]:
     return dict(Counter(str(_reason(launchpad, fw_id, "FIZZLED").get("failure")) for fw_id in fw_ids))
 
 
-def _workflows(
-    db: Database, config: DFTConfig, summary: SubmitSummary
-) -> Iterator[list[tuple[Candidate, Workflow]]]:
+def _workflows(db: Database, config: DFTConfig, summary: SubmitSummary) -> Iterator[list[tuple[Candidate, Workflow]]]:
     """Pages of SELECTED candidates with their workflows; those that cannot be right become FAILED on the way."""
     if config.pseudopotential_dir is None:
         raise ConfigError("pseudopotential_dir is not given in dft.yaml")
@@ -258,4 +258,3 @@ def _fingerprint(workflow: Workflow) -> str:
 def _pages(items: Iterator[T], size: int) -> Iterator[list[T]]:
     while page := list(islice(items, size)):
         yield page
-

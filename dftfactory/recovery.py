@@ -5,7 +5,8 @@ Parameters travel as one flat dict: QE keywords (`mixing_beta`, `degauss`, ...),
 
 level       present level of the ladder, 0 is the user's configuration
 stage       stage of an anneal, 0 is the hottest; absent outside an anneal
-gaining     whether the SCF still gained when it stopped (the handler's observation)
+gaining     whether the SCF still gained when it stopped (observed by `diagnose`)
+n_bands     bands of a run that were too few (observed by `diagnose`)
 tried       solvers that failed in the diagonalization
 kept        changes that outlive a climb, such as fewer pools after memory ran out
 used        how often each rung was used
@@ -13,6 +14,7 @@ used        how often each rung was used
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,7 +101,7 @@ def get_next_params(
             continue
         following = rung.change(current, base, ladder)
         if following is not None:
-            following.pop("gaining", None)
+            following = {name: value for name, value in following.items() if name not in ("gaining", "n_bands")}
             return {**following, "used": {**used, key: used.get(key, 0) + 1}}
     return None
 
@@ -152,7 +154,12 @@ def _climb(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mappin
         return None
     # Only the last stage stood still: converge the one before it to the prescribed accuracy, as a softened result.
     softened = _enter_stage(dict(current), len(stages) - 2, base, stages)
-    return {**softened, "stage": len(stages) - 1, "conv_thr": base.get("conv_thr", PW_DEFAULT_CONV_THR), "softened": True}
+    return {
+        **softened,
+        "stage": len(stages) - 1,
+        "conv_thr": base.get("conv_thr", PW_DEFAULT_CONV_THR),
+        "softened": True,
+    }
 
 
 def _memory(current: Parameters) -> Parameters:
@@ -214,6 +221,14 @@ def _from_scratch(
     return following
 
 
+def _more_bands(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters | None:
+    """Go on from the density with more bands, where they were too few to hold the electrons."""
+    if not current.get("n_bands"):
+        return None
+    following = _change(nbnd=math.ceil(1.3 * current["n_bands"]))(current, base, ladder)
+    return following and {**following, "startingpot": "file"}
+
+
 def _fewer_ranks(
     current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]
 ) -> Parameters | None:
@@ -224,12 +239,13 @@ def _fewer_ranks(
 
 ONE_POOL = Rung("one pool", _change(npool=1))
 
-# Failures that are absent here (ENVIRONMENT, INPUT_ERROR, PSEUDOPOTENTIAL, GEOMETRY, OCCUPATIONS, SOFT_STOP) give up
-# at once: a second run of the same input ends the same way. Only the SCF and the solver move the level.
+# Failures that are absent here (ENVIRONMENT, INPUT_ERROR, PSEUDOPOTENTIAL, GEOMETRY, SOFT_STOP) give up at once: a
+# second run of the same input ends the same way. Only the SCF and the solver move the level.
 STRATEGIES: Mapping[Failure, tuple[Rung, ...]] = {
     Failure.SCF_NOT_CONVERGED: (Rung("continue", _continue, times=99), Rung("next level", _climb, times=99)),
     Failure.DIAGONALIZATION: (Rung("other solver", _other_solver, times=len(SOLVERS)),),
     Failure.NAN: (Rung("other solver", _other_solver),),
+    Failure.OCCUPATIONS: (Rung("more bands", _more_bands, times=3),),
     Failure.OUT_OF_MEMORY: (
         ONE_POOL,
         Rung("small subspace", _change(diago_david_ndim=2, mixing_ndim=4)),

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from custodian import Custodian
 from custodian.custodian import CustodianError
@@ -248,4 +248,3 @@ def _quiet_custodian() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(silence)
-
