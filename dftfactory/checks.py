@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +17,9 @@ from dftfactory.errors import DFTFactoryError
 
 # pw.x says its name within a fraction of a second; a launcher that hangs must not hang the check.
 START_SECONDS = 60
+SECONDS_TO_DIE = 5
+# A folder with a whole library, and no choice made yet, would fill the screen.
+MAX_PROBLEMS = 4
 
 
 @dataclass(frozen=True)
@@ -43,36 +49,62 @@ def check_all(config_file: Path, worker_file: Path | None, launchpad_file: Path 
 
 def _check_pw(worker: WorkerConfig, cores: int) -> Check:
     name = "pw.x" if cores == 1 else f"pw.x on {cores} ranks"
-    # An empty input: pw.x says version and ranks, and stops.
     command = (worker if cores > 1 else worker.model_copy(update={"mpi_command": None})).command(cores, 1)
+    shown = " ".join(command)
+    try:
+        status, out, err = _run_on_nothing(command, worker.process_environment())
+    except subprocess.TimeoutExpired:
+        return Check(name, False, f"`{shown}` did not answer within {START_SECONDS} s; try it by hand")
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            cure = "make it executable (chmod +x)"
+        else:
+            cure = "install Quantum ESPRESSO (apt-get install quantum-espresso) or set pw_command and mpi_command"
+        return Check(name, False, f"{command[0]}: {error.strerror}; {cure} in my_fworker.yaml")
+    version = re.search(r"Program PWSCF v\.(\S+)", out)
+    if version is None:
+        # mpirun begins with a line of dashes.
+        said = next((line.strip() for line in f"{err}\n{out}".splitlines() if re.search(r"\w", line)), "nothing")
+        return Check(
+            name, False, f"`{shown}` is no pw.x that starts (exit {status}): {said}; correct pw_command and mpi_command"
+        )
+    ranks = re.search(r"running on\s+(\d+) processors", out)
+    if cores > 1 and (ranks is None or int(ranks[1]) != cores):
+        started = len(re.findall(r"Program PWSCF", out))
+        return Check(
+            name,
+            False,
+            f"`{shown}` starts {started} pw.x of {ranks[1] if ranks else 1} rank(s): use the mpirun that this pw.x was "
+            "built with, or parallel_cores: 1",
+        )
+    return Check(name, True, f"version {version[1]}, {shown}")
+
+
+def _run_on_nothing(command: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
+    """Run pw.x on an empty input: it says its version and its ranks, and stops."""
     with tempfile.TemporaryDirectory(prefix="dftfactory-") as folder:
         (Path(folder) / "pw.in").touch()
-        try:
-            run = subprocess.run(
-                command,
-                cwd=folder,
-                env=worker.process_environment(),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=START_SECONDS,
-                check=False,
-            )
-        except OSError as error:
-            cure = "install Quantum ESPRESSO (apt-get install quantum-espresso) or set pw_command and mpi_command"
-            return Check(name, False, f"{command[0]}: {error.strerror}; {cure} in my_fworker.yaml")
-        except subprocess.TimeoutExpired:
-            return Check(name, False, f"`{' '.join(command)}` did not answer within {START_SECONDS} s")
-    version = re.search(r"Program PWSCF v\.(\S+)", run.stdout)
-    ranks = re.search(r"running on\s+(\d+) processors", run.stdout)
-    if version is None:
-        said = (run.stderr.strip() or run.stdout.strip() or "nothing").splitlines()[0]
-        return Check(name, False, f"`{' '.join(command)}` is no pw.x that starts (exit {run.returncode}): {said}")
-    if cores > 1 and (ranks is None or int(ranks[1]) != cores):
-        return Check(
-            name, False, f"`{' '.join(command)}` starts {ranks[1] if ranks else 1} ranks: is pw.x built for it?"
-        )
-    return Check(name, True, f"version {version[1]}, {' '.join(command)}")
+        with subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=START_SECONDS)
+            except BaseException:
+                process.terminate()  # mpirun takes its ranks with it
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(SECONDS_TO_DIE)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
+            return process.returncode, out, err
 
 
 def _check_scratch(worker: WorkerConfig) -> Check:
@@ -100,19 +132,28 @@ def _check_config(config_file: Path, worker: WorkerConfig | None) -> Iterator[Ch
         yield Check("configuration", False, error.message)
         return
     yield Check("configuration", True, f"{config_file}")
-    folder = (worker.pseudopotential_dir if worker else None) or config.pseudopotential_dir
-    if folder is None:
+    given = (worker.pseudopotential_dir if worker else None) or config.pseudopotential_dir
+    if given is None:
         yield Check("pseudopotentials", False, f"give pseudopotential_dir in {config_file}")
         return
+    folder = Path(given).expanduser()
     try:
-        elements = set(config.pseudopotentials) or _elements_in(Path(folder))
-        found = load_pseudopotentials(elements, Path(folder), config.pseudopotentials)
+        elements = set(config.pseudopotentials) or _elements_in(folder)
+        found = load_pseudopotentials(elements, folder, config.pseudopotentials)
     except DFTFactoryError as error:
-        yield Check("pseudopotentials", False, error.message)
+        problems = error.details.get("problems", [error.message])
+        for problem in problems[:MAX_PROBLEMS]:
+            yield Check("pseudopotentials", False, problem)
+        if len(problems) > MAX_PROBLEMS:
+            more = len(problems) - MAX_PROBLEMS
+            yield Check("pseudopotentials", False, f"{more} more; list the files that you use in {config_file}")
         return
-    functional = next((pseudo.functional for pseudo in found.values()), "none")
+    if not found:
+        yield Check("pseudopotentials", False, f"no .UPF file in {folder}; put them there, or change the folder")
+        return
+    functional = next(iter(found.values())).functional
     which = ", ".join(f"{element} ({pseudo.type})" for element, pseudo in found.items())
-    yield Check("pseudopotentials", bool(found), f"{len(found)} in {folder}, {functional}: {which}"[:300])
+    yield Check("pseudopotentials", True, f"{len(found)} in {folder}, {functional}: {which}"[:300])
 
 
 def _elements_in(folder: Path) -> set[str]:

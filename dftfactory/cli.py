@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from fireworks import LaunchPad
-    from rich.progress import Progress
 
 app = typer.Typer(
-    help="SELECTED structures in, trustworthy Quantum ESPRESSO labels out.",
+    help="Turn SELECTED structures into trustworthy Quantum ESPRESSO labels.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,9 +24,16 @@ launchpad_app = typer.Typer(help="The local LaunchPad: a MongoDB-wire server for
 app.add_typer(launchpad_app, name="launchpad")
 
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="How the labels are computed.")]
-LaunchPadFile = Annotated[Path | None, typer.Option("--launchpad", "-l", help="my_launchpad.yaml.")]
-WorkerFile = Annotated[Path | None, typer.Option("--worker", "-w", help="my_fworker.yaml, or its `env` alone.")]
-Candidates = Annotated[str, typer.Argument(help="ASE database, or a structure file that ASE reads.")]
+LaunchPadFile = Annotated[
+    Path | None,
+    typer.Option("--launchpad", "-l", help="my_launchpad.yaml; found in . or ./launchpad where not given."),
+]
+WorkerFile = Annotated[
+    Path | None,
+    typer.Option("--worker", "-w", help="my_fworker.yaml, or its `env` alone; found in . where not given."),
+]
+CANDIDATES_HELP = "Candidates: an ASE database (candidates.db), or a structure file that ASE reads."
+Candidates = Annotated[str, typer.Argument(help=CANDIDATES_HELP)]
 Folder = Annotated[Path, typer.Option("--dir", help="Folder of the server.")]
 
 
@@ -34,19 +41,20 @@ Folder = Annotated[Path, typer.Option("--dir", help="Folder of the server.")]
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """SELECTED structures in, trustworthy Quantum ESPRESSO labels out."""
+    """Turn SELECTED structures into trustworthy Quantum ESPRESSO labels."""
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write.")] = Path(),
-    pseudopotentials: Annotated[str | None, typer.Option(help="Folder of the .UPF files.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Where to write; this folder where not given.")] = Path(),
+    pseudopotentials: Annotated[str | None, typer.Option(help="Folder of your .UPF files.")] = None,
 ) -> None:
-    """Write a commented dft.yaml and a copy of fw_configs."""
+    """Write a commented dft.yaml and a copy of fw_configs/."""
     from dftfactory.setup_files import write_start_files
 
     for path in write_start_files(folder, pseudopotentials):
         typer.echo(f"wrote {path}")
+    typer.echo("next: fill in dft.yaml, then `dftfactory check`")
 
 
 @app.command()
@@ -67,8 +75,12 @@ def run(
     structure: Annotated[Path, typer.Argument(help="A structure file that ASE reads; its last frame is taken.")],
     config: ConfigFile = Path("dft.yaml"),
     worker: WorkerFile = None,
-    folder: Annotated[Path | None, typer.Option("--dir", help="Run folder; named after the file otherwise.")] = None,
-    softened: Annotated[bool, typer.Option(help="Accept a label at more than the prescribed degauss.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="Run folder; named after the file where not given.")
+    ] = None,
+    softened: Annotated[
+        bool, typer.Option("--softened", help="Accept a label at more than the prescribed degauss.")
+    ] = False,
 ) -> None:
     """Label one structure on this machine, without a database."""
     from dftfactory.display import print_result
@@ -92,60 +104,74 @@ def submit(
     from dftfactory.pipeline import write_workflows
 
     settings = DFTConfig.from_yaml(config)
-    db = open_candidates(_imported(candidates))
+    # Before anything is imported.
+    queue = _launchpad(launchpad) if write is None else None
+    database = _database(candidates, import_structures=True)
+    db = open_candidates(database)
     total = count_by_status(db)["SELECTED"]
-    if write is not None:
-        with _progress("writing", total) as step:
+    with _progress("submitting", total) as step:
+        if write is not None:
             summary = write_workflows(db, settings, write, step)
-        typer.echo(f"{summary.added} workflow files in {write}; add them with: lpad add {write}/*.json")
+        else:
+            summary = submit_candidates(db, settings, queue, step)
+    if not total:
+        typer.echo(f"no structure in {database} is SELECTED")
+    elif write is not None:
+        typer.echo(f"{summary.added} workflow files in {write}; add them with `lpad add {write}/*.json`")
     else:
-        with _progress("submitting", total) as step:
-            summary = submit_candidates(db, settings, _launchpad(launchpad), step)
-        typer.echo(
-            f"{summary.added} queued, {summary.rerun} to run again, {summary.already_queued} were queued, "
-            f"{summary.already_labelled} have a label already, {summary.refused} refused"
-        )
+        typer.echo(f"{summary.added} queued; next: `rlaunch rapidfire`, then `dftfactory sync {database}`")
+        _say(summary.rerun, "set to run again")
+        _say(summary.already_queued, "queued before, linked to the Firework that is there")
+        _say(summary.already_labelled, "have a label already")
+    _say(summary.refused, "refused: they cannot be right and are FAILED now")
     for problem in summary.problems[:20]:
-        typer.echo(f"refused {problem}", err=True)
-    if len(summary.problems) > 20:
-        typer.echo(f"... and {len(summary.problems) - 20} more; the reasons stand in the database", err=True)
+        typer.echo(f"  {problem}", err=True)
+    _say(len(summary.problems[20:]), "more, with the reason in the database")
 
 
 @app.command()
 def sync(
     candidates: Candidates,
     launchpad: LaunchPadFile = None,
-    softened: Annotated[bool, typer.Option(help="Accept labels at more than the prescribed degauss.")] = False,
+    softened: Annotated[
+        bool, typer.Option("--softened", help="Accept labels at more than the prescribed degauss.")
+    ] = False,
 ) -> None:
     """Bring labels and failures back to the candidates."""
     from dftfactory.candidates import count_by_status, open_candidates
     from dftfactory.pipeline import sync as sync_candidates
 
-    db = open_candidates(candidates)
+    db = open_candidates(_database(candidates))
     with _progress("syncing", count_by_status(db)["QUEUED"]) as step:
         summary = sync_candidates(db, _launchpad(launchpad), softened=softened, progress=step)
-    typer.echo(f"{summary.completed} completed, {summary.failed} failed, {summary.waiting} still queued or running")
+    typer.echo(f"{summary.completed} completed, {summary.failed} failed, {summary.waiting} queued or running")
     if summary.unknown:
         typer.echo(
-            f"{summary.unknown} are QUEUED and this LaunchPad does not know them: is it the right one? "
-            "(files of `submit --write` are known after `lpad add`)",
+            f"{summary.unknown} QUEUED structures are not in this LaunchPad: is it the right one? "
+            "Files of `submit --write` are in it after `lpad add`",
             err=True,
         )
 
 
 @app.command()
-def status(launchpad: LaunchPadFile = None) -> None:
-    """Count Fireworks by status, labels by level, failures by reason."""
+def status(
+    candidates: Annotated[str | None, typer.Argument(help=CANDIDATES_HELP)] = None, launchpad: LaunchPadFile = None
+) -> None:
+    """Count candidates and Fireworks by state, labels by level, failures by kind."""
+    from dftfactory.candidates import count_by_status, open_candidates
     from dftfactory.display import print_status
 
-    print_status(_launchpad(launchpad))
+    counts = None if candidates is None else count_by_status(open_candidates(_database(candidates)))
+    print_status(_launchpad(launchpad), counts)
 
 
 @app.command()
 def export(
-    path: Annotated[Path, typer.Argument(help="*.extxyz")],
+    path: Annotated[Path, typer.Argument(help="File to write, *.extxyz.")],
     launchpad: LaunchPadFile = None,
-    softened: Annotated[bool, typer.Option(help="Also labels at more than the prescribed degauss.")] = False,
+    softened: Annotated[
+        bool, typer.Option("--softened", help="Also write labels at more than the prescribed degauss.")
+    ] = False,
     config_hash: Annotated[str | None, typer.Option(help="Only the labels of one configuration.")] = None,
 ) -> None:
     """Write the labels as a training set in extended XYZ."""
@@ -168,17 +194,18 @@ def demo(folder: Annotated[Path, typer.Argument(help="Where to run it.")] = Path
 @launchpad_app.command()
 def start(folder: Folder = Path("launchpad")) -> None:
     """Start the server in the background and write its my_launchpad.yaml."""
-    from dftfactory.launchpad import start_local_launchpad
+    from dftfactory.local_launchpad import start_local_launchpad
 
     local = start_local_launchpad(folder)
     word = "already runs" if local.already_running else "started"
-    typer.echo(f"LaunchPad {word} on 127.0.0.1:{local.port} (pid {local.pid}); use it with -l {local.launchpad_file}")
+    typer.echo(f"LaunchPad {word} on 127.0.0.1:{local.port} (pid {local.pid})")
+    typer.echo(f"dftfactory, rlaunch and lpad take it with -l {local.launchpad_file}")
 
 
 @launchpad_app.command()
 def stop(folder: Folder = Path("launchpad")) -> None:
     """Stop the server; what it holds stays."""
-    from dftfactory.launchpad import stop_local_launchpad
+    from dftfactory.local_launchpad import stop_local_launchpad
 
     typer.echo("LaunchPad stopped" if stop_local_launchpad(folder) else f"no LaunchPad was running in {folder}")
 
@@ -186,7 +213,7 @@ def stop(folder: Folder = Path("launchpad")) -> None:
 @launchpad_app.command(name="status")
 def launchpad_status(folder: Folder = Path("launchpad")) -> None:
     """Say whether the server runs."""
-    from dftfactory.launchpad import local_launchpad_status
+    from dftfactory.local_launchpad import local_launchpad_status
 
     state = local_launchpad_status(folder)
     if state.running:
@@ -213,9 +240,6 @@ def main() -> None:
             raise
         typer.echo(f"error: {error.message}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
     except Exception as error:
         if debug:
             raise
@@ -230,40 +254,37 @@ def _launchpad(file: Path | None) -> LaunchPad:
     return load_launchpad(file)
 
 
-def _imported(candidates: str) -> str:
-    """Return the candidate database; a structure file is imported into one beside it first."""
-    from dftfactory.candidates import candidate_database_for, import_structures
+def _database(candidates: str, *, import_structures: bool = False) -> str:
+    """Return the candidate database; that of a structure file is beside it, and on demand it is imported first."""
+    from dftfactory import importing
 
     path = Path(candidates)
     if "://" in candidates or path.suffix in (".db", ".json", ".aselmdb") or not path.is_file():
         return candidates
-    database = candidate_database_for(path)
-    new, known = import_structures(path, database)
-    typer.echo(f"{new} structures imported into {database} as SELECTED ({known} were there); sync with {database}")
+    database = importing.candidate_database_for(path)
+    if import_structures:
+        new, known = importing.import_structures(path, database)
+        were_there = f", {known} were there" if known else ""
+        typer.echo(f"{new} structures of {path} are SELECTED in {database} now{were_there}")
     return str(database)
 
 
-class _progress:  # noqa: N801  (used like a function)
-    """A progress bar on a terminal, silence elsewhere; gives the function that moves it."""
+def _say(number: int, what: str) -> None:
+    """Print a line of a summary, unless it is about nothing."""
+    if number:
+        typer.echo(f"{number} {what}")
 
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total = what, total
-        self.bar: Progress | None = None
 
-    def __enter__(self) -> Callable[[int], None]:
-        from rich.console import Console
-        from rich.progress import Progress
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Draw a progress bar on a terminal and nothing elsewhere; gives the function that moves it."""
+    from rich.console import Console
+    from rich.progress import Progress
 
-        console = Console(stderr=True)
-        self.bar = Progress(console=console, disable=not console.is_terminal)
-        self.bar.start()
-        task = self.bar.add_task(self.what, total=self.total)
-        bar = self.bar
-        return lambda n: bar.advance(task, n)
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda n: bar.advance(task, n)
 
 
 if __name__ == "__main__":

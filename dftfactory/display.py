@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dftfactory.results import DFTResult
 
@@ -16,20 +18,29 @@ if TYPE_CHECKING:
     from fireworks import LaunchPad
 
 
+def make_console() -> Console:
+    """Return a console that folds its lines to the terminal, and to nothing narrow in a file or a pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
 def print_result(result: DFTResult, run_dir: Path) -> None:
     """Print one label."""
-    console = Console(highlight=False)
+    from ase.units import GPa
+
+    console = make_console()
     table = Table(show_header=False, box=None)
-    volume = abs(float(_determinant(result)))
+    runs, ranks = max(1, len(result.history)), result.n_ranks
     rows = {
         "energy": f"{result.energy:.8f} eV",
         "-TS": f"{result.smearing_energy:.8f} eV",
         "largest force": f"{result.max_force:.6f} eV/Å",
-        "pressure": f"{-result.stress.trace() / 3 * 160.2176634:.4f} GPa" if volume else "",
+        "pressure": f"{-result.stress.trace() / 3 / GPa:.4f} GPa",
         "magnetization": "" if result.total_magnetization is None else f"{result.total_magnetization:.3f} μB",
         "level": f"{result.level} ({result.quality})",
-        "SCF iterations": f"{result.total_iterations} in {len(result.history)} run(s)",
-        "pw.x": f"{result.pw_version}, {result.n_kpoints} k-points, {result.n_ranks} rank(s), {result.wall_time} s",
+        "SCF iterations": f"{result.total_iterations} in {_number(runs, 'run')}",
+        "pw.x": f"{result.pw_version}, {_number(result.n_kpoints, 'k-point')}, {_number(ranks, 'rank')}"
+        + (f", {result.wall_time:.1f} s" if result.wall_time is not None else ""),
         "files": f"{run_dir} (label.json, history.json, pw.out)",
     }
     for name, value in rows.items():
@@ -40,52 +51,61 @@ def print_result(result: DFTResult, run_dir: Path) -> None:
         console.print(f"[bold]softened: at degauss = {result.degauss:g} Ry, not the prescribed one[/bold]")
 
 
-def print_status(launchpad: LaunchPad) -> None:
-    """Print Fireworks by state, labels by level and quality, failures by reason."""
-    from dftfactory.pipeline import count_failures, count_fireworks
+def print_status(launchpad: LaunchPad, candidates: Mapping[str, int] | None = None) -> None:
+    """Print Fireworks by state, labels by level and quality, failures by kind, and candidates where they are given."""
+    from dftfactory.launches import count_failures, count_fireworks
     from dftfactory.store import LabelStore
 
-    console = Console(highlight=False)
-    console.print(_count_table("Fireworks", ("state", "number"), count_fireworks(launchpad).items()))
     labels = {f"level {level}, {quality}": n for (level, quality), n in sorted(LabelStore(launchpad).count().items())}
-    console.print(_count_table("Labels", ("reached at", "number"), labels.items()))
-    if failures := count_failures(launchpad):
-        console.print(_count_table("Failures", ("reason", "number"), failures.items()))
+    counts = {
+        "Candidates": candidates or {},
+        "Fireworks": count_fireworks(launchpad),
+        "Labels": labels,
+        "Why Fireworks are FIZZLED": count_failures(launchpad),
+    }
+    console = make_console()
+    for title, numbers in counts.items():
+        if numbers or title in ("Fireworks", "Labels"):
+            console.print(title)
+            console.print(_count_table(numbers))
 
 
 def candidate_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """Return the table of candidates: structure, status, level, iterations, time, energy, largest force, reason."""
-    table = Table()
+    """Return the table of candidates, 80 columns wide for names of up to 16 letters.
+
+    Parameters
+    ----------
+    rows
+        Each with `name` and `status`, and where they are known `level`, `iterations`, `seconds`, `energy` (eV),
+        `max_force` (eV/Å) and `failure`; the reason in words is a line and does not fit into a column.
+    """
+    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, collapse_padding=True)
     for column in ("structure", "status"):
         table.add_column(column, no_wrap=True)
-    for column in ("level", "iterations", "time (s)", "energy (eV)", "max force (eV/Å)"):
-        table.add_column(column, justify="right")
-    table.add_column("reason", overflow="fold")
+    for column in ("level", "SCF\nsteps", "time\n(s)", "energy\n(eV)", "max force\n(eV/Å)"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("failure", overflow="fold")
     for row in rows:
-        colour = {"COMPLETED": "green", "FAILED": "red"}.get(row["status"], "yellow")
+        status = str(row["status"])
         table.add_row(
             escape(str(row["name"])),
-            f"[{colour}]{row['status']}[/{colour}]",
+            Text(status, style={"COMPLETED": "green", "FAILED": "red"}.get(status, "yellow")),
             _text(row.get("level"), "d"),
             _text(row.get("iterations"), "d"),
             _text(row.get("seconds"), ".1f"),
             _text(row.get("energy"), ".4f"),
             _text(row.get("max_force"), ".3f"),
-            escape(str(row.get("reason") or "")),
+            escape(str(row.get("failure") or "")),
         )
     return table
 
 
-def _count_table(title: str, columns: tuple[str, str], rows: Iterable[tuple[str, int]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(columns[0])
-    table.add_column(columns[1], justify="right")
-    empty = True
-    for name, number in rows:
+def _count_table(numbers: Mapping[str, int]) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 0, 0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    for name, number in (numbers or {"none": 0}).items():
         table.add_row(escape(name), str(number))
-        empty = False
-    if empty:
-        table.add_row("none", "0")
     return table
 
 
@@ -93,7 +113,5 @@ def _text(value: Any, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _determinant(result: DFTResult) -> float:
-    import numpy as np
-
-    return float(np.linalg.det(result.cell))
+def _number(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -16,7 +16,7 @@ import numpy as np
 from ase import Atoms
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 
-from dftfactory.errors import ConfigError, DFTFactoryError, NonFiniteError, ParserError
+from dftfactory.errors import ConfigError, DFTFactoryError, NonFiniteError, ParserError, PseudopotentialError
 from dftfactory.results import DFTResult
 
 QUALITIES = ("exact", "softened")
@@ -33,7 +33,7 @@ class ExportSummary:
     left_out_softened
         Number of labels left out because they were reached at a raised `degauss`.
     config_hash
-        The one configuration that all labels in the file were computed with.
+        The one configuration that all labels in the file were computed with; the pseudopotentials are the same, too.
     """
 
     written: int
@@ -127,6 +127,8 @@ def export_labels(labels: Iterable[dict[str, Any]], path: Path | str, softened: 
     ConfigError
         The file name is not one of extended XYZ, the file cannot be written, or the labels were computed with more than
         one configuration.
+    PseudopotentialError
+        The labels were computed with two pseudopotentials of one element.
     ParserError
         A label is damaged.
     DFTFactoryError
@@ -140,6 +142,7 @@ def export_labels(labels: Iterable[dict[str, Any]], path: Path | str, softened: 
     path = _checked_path(Path(path))
     fingerprints: set[str] = set()
     hashes: Counter[str] = Counter()
+    files: dict[str, Counter[tuple[str, str]]] = {}
     n_softened = 0
     with _replacing(path) as file:
         for label in labels:
@@ -151,11 +154,15 @@ def export_labels(labels: Iterable[dict[str, Any]], path: Path | str, softened: 
                 continue
             fingerprints.add(atoms.info["fingerprint"])
             hashes[atoms.info["config_hash"]] += 1
-            if len(hashes) == 1:  # after a second one nothing is written, only counted for the message
+            for element, pseudopotential in _pseudopotentials(label, atoms):
+                files.setdefault(element, Counter())[pseudopotential] += 1
+            # After a second one of anything nothing is written, only counted for the message.
+            if len(hashes) == 1 and not _mixed_elements(files):
                 atoms.info = {key: _readable(key, value) for key, value in atoms.info.items()}
                 ase.io.write(file, atoms, format="extxyz")
         # Inside, so that the old file stays.
         _check_hashes(hashes, n_softened)
+        _check_pseudopotentials(files)
     [(config_hash, written)] = hashes.items()
     return ExportSummary(written, n_softened, config_hash)
 
@@ -165,6 +172,44 @@ def _readable(key: str, value: Any) -> Any:
     if not isinstance(value, str) or key_val_str_to_dict(key_val_dict_to_str({key: value})) == {key: value}:
         return value
     return f"_JSON {json.dumps(value)}"
+
+
+def _pseudopotentials(label: dict[str, Any], atoms: Atoms) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Element, and (md5, file name) of its pseudopotential, for each element of the structure."""
+    for element in sorted(set(atoms.symbols)):
+        try:
+            entry = label["pseudopotentials"][element]
+            yield element, (str(entry["md5"]), str(entry["file"]))
+        except (LookupError, TypeError) as error:
+            raise ParserError(
+                f"label {label['calculation_id']} does not say which pseudopotential of {element} it was computed "
+                "with; compute it again"
+            ) from error
+
+
+def _mixed_elements(files: dict[str, Counter[tuple[str, str]]]) -> list[str]:
+    """Elements with more than one content; the same content under two names is one pseudopotential."""
+    return [element for element, counts in files.items() if len({md5 for md5, _ in counts}) > 1]
+
+
+def _check_pseudopotentials(files: dict[str, Counter[tuple[str, str]]]) -> None:
+    mixed = _mixed_elements(files)
+    if not mixed:
+        return
+    listed = "; ".join(
+        f"{element}: "
+        + ", ".join(f"{file} (md5 {md5}) in {count}" for (md5, file), count in files[element].most_common())
+        for element in mixed
+    )
+    raise PseudopotentialError(
+        f"the labels were computed with different pseudopotentials of {', '.join(mixed)} ({listed} labels) and do not "
+        "fit into one training set; choose one file, and compute the structures of the other again into a LaunchPad "
+        "database of its own (`name` in my_launchpad.yaml)",
+        pseudopotentials={
+            element: [{"file": file, "md5": md5, "labels": n} for (md5, file), n in files[element].most_common()]
+            for element in mixed
+        },
+    )
 
 
 def _check_hashes(hashes: Counter[str], n_softened: int) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from dftfactory.errors import (
-    IncompleteOutputError,
     InconsistentOutputError,
     InputError,
     NonFiniteError,
@@ -56,7 +55,7 @@ class Failure(str, Enum):
 EXPLANATIONS = {
     Failure.ENVIRONMENT: "pw.x could not start; check pw_command, mpi_command and the folders with `dftfactory check`",
     Failure.INPUT_ERROR: "pw.x refuses the input; correct the parameter that it names, in dft.yaml or its `pw` part",
-    Failure.PSEUDOPOTENTIAL: "a pseudopotential cannot be used; replace the file, or choose one under `pseudopotentials`",
+    Failure.PSEUDOPOTENTIAL: "a pseudopotential cannot be used; replace the file, or name one under `pseudopotentials`",
     Failure.GEOMETRY: "atoms are too close or the cell is degenerate; correct or remove the structure",
     Failure.OCCUPATIONS: "the occupations do not fit the electrons; check charge, moments, smearing and nbnd",
     Failure.PARALLELIZATION: "the layout does not fit the cell; use fewer pools or ranks",
@@ -64,7 +63,7 @@ EXPLANATIONS = {
     Failure.DISK_FULL: "the disk is full or over quota; free space, or point scratch_dir elsewhere",
     Failure.WALLTIME: "the time was over before the SCF; give it more time, more cores or a larger max_seconds",
     Failure.SOFT_STOP: "an EXIT file stopped pw.x; run it again if that was not meant",
-    Failure.SCF_NOT_CONVERGED: "the SCF did not converge; look at its accuracies, the starting moments and the structure",
+    Failure.SCF_NOT_CONVERGED: "the SCF did not converge; look at its accuracies, starting moments and structure",
     Failure.DIAGONALIZATION: "the eigenvalue solver failed; look for a bad pseudopotential or a distorted structure",
     Failure.NAN: "numbers became NaN or overflowed; look for a bad pseudopotential or atoms that are too close",
     Failure.SYMMETRY: "pw.x stumbled over a nearly symmetric cell; set nosym = true, or symmetrize the structure",
@@ -107,14 +106,9 @@ class _Run:
     status: int | None
     out: str
     err: str
-    crash: str
+    messages: str
     text: PwText
     pw_input: PwInput | None
-
-    @property
-    def messages(self) -> str:
-        """Everything that pw.x, MPI and the system said; the errors of all pools stand in CRASH."""
-        return "\n".join((self.out, self.err, self.crash))
 
     def asked(self, keyword: str, *values: Any) -> bool:
         """Whether the input has one of `values` (any value where none is given) for the keyword."""
@@ -130,8 +124,8 @@ class _Run:
 class Signature:
     """A pattern in the messages of a run that shows a failure.
 
-    `when`: "any", "before" the first SCF iteration, "restart" (a saved state was asked for), "ranks" (more than one),
-    "fft" (the input sets its own FFT grid).
+    `when`: "any", "silent" (before pw.x has said a word), "before" the first SCF iteration, "restart" (a saved state
+    was asked for), "ranks" (more than one), "fft" (the input sets its own FFT grid).
     """
 
     failure: Failure
@@ -139,43 +133,51 @@ class Signature:
     when: str = "any"
 
 
-# In the order of priority. "routine (n):" is how `errore` prints the routine; CRASH has "from routine : error # n".
-_ROUTINE = r"(?:Error in routine\s+|^\s*from\s+)"
+def _error_in(routines: str) -> str:
+    """Return the pattern of an error that pw.x stops for; `errore` prints the first form, CRASH has the second one."""
+    return rf"(?:Error in routine +(?:{routines}) *\(|^ *from +(?:{routines}) *: error #).*"
+
+
+# In the order of priority. Blanks are never written as \s, which would run over line after empty line.
 SIGNATURES = (
     Signature(Failure.ENVIRONMENT, r"command not found|error while loading shared libraries|Permission denied.*pw\.x"),
     Signature(Failure.ENVIRONMENT, r"No such file or directory$", "silent"),
-    Signature(Failure.ENVIRONMENT, r"temporary directory .* cannot be created|check_tempdir"),
+    Signature(Failure.ENVIRONMENT, r"temporary directory .* cannot be created|" + _error_in("check_tempdir")),
     Signature(Failure.ENVIRONMENT, r"not enough slots available|orte_init failed|Unable to start a daemon", "before"),
     Signature(Failure.ENVIRONMENT, r"PMIX ERROR: .*OUT-OF-RESOURCE|ompi_mpi_init.*failed|unable to launch", "silent"),
-    Signature(Failure.OUT_OF_MEMORY, r"Error allocating \d+ bytes|Cannot allocate memory|insufficient virtual memory"),
-    Signature(Failure.OUT_OF_MEMORY, r"oom-kill|oom_kill|Out Of Memory|std::bad_alloc"),
+    Signature(Failure.OUT_OF_MEMORY, r"Error allocating \d+ bytes|insufficient virtual memory|std::bad_alloc"),
+    # The libraries of fast networks say the same of memory that they could not pin, and go on without it.
+    Signature(Failure.OUT_OF_MEMORY, r"^(?!.*(?:ibv_|openib|UCX|memlock|regist)).*Cannot allocate memory"),
+    Signature(Failure.OUT_OF_MEMORY, r"oom-kill|oom_kill|Out Of Memory"),
     Signature(Failure.OUT_OF_MEMORY, r"Allocation would exceed memory limit|cannot allocate"),
-    Signature(Failure.PSEUDOPOTENTIAL, _ROUTINE + r"(?:readpp|read_upf\w*|read_pseudo\w*|upf_\w+|average_pp)\b.*"),
+    Signature(Failure.PSEUDOPOTENTIAL, _error_in(r"readpp|read_upf\w*|read_pseudo\w*|upf_\w+|average_pp")),
     Signature(Failure.PSEUDOPOTENTIAL, r"conflicting values for i\w+|inconsistent DFT|FR-PP please use"),
-    Signature(Failure.PSEUDOPOTENTIAL, r"(?:xmltools|upf)[^\n]*\n?Fortran runtime error: .*", "before"),
-    Signature(Failure.GEOMETRY, r"atoms #\s*\d+ and #\s*\d+ (?:overlap|differ by lattice vector).*"),
+    # The source file that stopped, not the path of the file that it read: a folder may be called upf.
+    Signature(Failure.PSEUDOPOTENTIAL, r"of file \S*(?:xmltools|upf)\w*\.f90.*\nFortran runtime error: .*", "before"),
+    Signature(Failure.PSEUDOPOTENTIAL, r"forrtl: severe .*\.(?:upf|UPF)\b.*", "before"),
+    Signature(Failure.GEOMETRY, r"atoms # *\d+ and # *\d+ (?:overlap|differ by lattice vector).*"),
     Signature(Failure.OCCUPATIONS, r"charge is wrong: smearing is needed|fixed occupations and lsda need"),
-    Signature(Failure.OCCUPATIONS, r"cannot bracket Ef|renormalised to\s+-\d.*|internal error, cannot bracket"),
-    Signature(Failure.PARALLELIZATION, _ROUTINE + r"(?:mp_start_\w+|mp_bands|mp_images|mp_world|mp_pools)\b.*"),
-    Signature(Failure.PARALLELIZATION, r"no planes|[Ss]ome (?:processors|nodes) have no .*|nodes have no k-points"),
+    Signature(Failure.OCCUPATIONS, r"cannot bracket Ef|renormalised to +-\d.*"),
+    Signature(Failure.PARALLELIZATION, _error_in(r"mp_start_\w+|mp_bands|mp_images|mp_world|mp_pools")),
+    Signature(Failure.PARALLELIZATION, r"no planes|[Ss]ome (?:processors|nodes) have no .*|too many processors"),
     Signature(Failure.PARALLELIZATION, r"more bands than PWs", "ranks"),
     Signature(Failure.DISK_FULL, r"error writing file.*|No space left on device|Disk quota exceeded"),
-    Signature(Failure.DISK_FULL, _ROUTINE + r"davcio.*\n.*writ.*"),
-    Signature(
-        Failure.BAD_RESTART, _ROUTINE + r"(?:read_rhog|read_scf|davcio|pw_restart\w*|read_file\w*)\b.*", "restart"
-    ),
+    Signature(Failure.DISK_FULL, _error_in("davcio") + r"\n.*writ.*"),
+    Signature(Failure.BAD_RESTART, _error_in(r"read_rhog|read_scf|davcio|pw_restart\w*|read_file\w*"), "restart"),
     Signature(Failure.BAD_RESTART, r"error reading file.*|error opening .*xml.*", "restart"),
     Signature(Failure.INPUT_ERROR, r"lone vector", "fft"),
     Signature(Failure.SYMMETRY, r"some of the original symmetry operations not satisfied|not orthogonal operation"),
-    Signature(Failure.SYMMETRY, _ROUTINE + r"checkallsym\b.*|lone vector"),
+    Signature(Failure.SYMMETRY, _error_in("checkallsym") + r"|lone vector"),
     Signature(Failure.DIAGONALIZATION, r"too many bands are not converged|eigenvectors failed to converge"),
     Signature(Failure.DIAGONALIZATION, r"problems computing cholesky|S matrix not positive definite"),
     Signature(Failure.DIAGONALIZATION, r"(?:zhegvd|dsygvd|zhegvx|dsygvx|zheevd|dsyevd) failed|diagonalization failed"),
-    Signature(Failure.DIAGONALIZATION, _ROUTINE + r"(?:[cr]diaghg|\w*cegterg|\w*regterg|ppcg\w*|paro\w*|c_bands)\b.*"),
-    Signature(Failure.DIAGONALIZATION, r"negative dr2|" + _ROUTINE + r"broyden\b.*"),
+    Signature(Failure.DIAGONALIZATION, _error_in(r"[cr]diaghg|\w*cegterg|\w*regterg|ppcg\w*|paro\w*|c_bands")),
+    Signature(Failure.DIAGONALIZATION, r"negative dr2|" + _error_in("broyden")),
     # Whatever else `errore` stops for would stop a second run of the same input too.
-    Signature(Failure.INPUT_ERROR, r"Error in routine\s+\w+.*|^\s*from\s+\w+\s*: error #.*"),
+    Signature(Failure.INPUT_ERROR, _error_in(r"[^\n(:]+")),
 )
+# Characters: whatever stops a run is said at its end, and the last pages of a runaway output are searched in no time.
+END_OF_FILE = 200_000
 # A LAPACK INFO that pw.x 6.7 hands to MPI_ABORT as its exit status, with the text lost in a buffer.
 LAPACK_INFO = {9, 11, *range(33, 87)}
 # Status of `timeout` when its time is over.
@@ -227,28 +229,36 @@ def _read(folder: Path) -> _Run:
         pw_input = read_pw_input(folder / "pw.in")
     except InputError:
         pw_input = None
-    # CRASH of an earlier run stays in the folder; pw.x removes none. A run that says JOB DONE wrote none.
-    crash = "" if "JOB DONE." in out else read_output(folder, "CRASH")
-    return _Run(folder, read_exit_status(folder), out, read_output(folder, "pw.err"), crash, parse_text(out), pw_input)
+    text = parse_text(out)
+    err = read_output(folder, "pw.err")
+    # pw.x writes its warnings so, and goes on.
+    said = re.sub(r"^ *Message from routine .*\n.*\n", "", out[-END_OF_FILE:], flags=re.M)
+    # CRASH has the errors of all pools. An earlier one stays in the folder; a run that says JOB DONE wrote none.
+    crash = "" if text.job_done else read_output(folder, "CRASH")
+    messages = "\n".join((said, err[-END_OF_FILE:], crash[-END_OF_FILE:]))
+    return _Run(folder, read_exit_status(folder), out, err, messages, text, pw_input)
 
 
 def _from_messages(run: _Run) -> Diagnosis | None:
     """Return what the messages say."""
-    if run.status == 127 or run.status == 126:
-        said = run.err.strip().splitlines()
-        return Diagnosis(Failure.ENVIRONMENT, f"exit status {run.status}: {said[-1] if said else 'cannot be executed'}")
+    if run.status in (126, 127):
+        return Diagnosis(
+            Failure.ENVIRONMENT, f"exit status {run.status}: {_last_line(run.err) or 'cannot be executed'}"
+        )
     if not run.text.job_done:
         for signature in SIGNATURES:
             if _applies(signature, run) and (match := re.search(signature.pattern, run.messages, re.M)):
-                return Diagnosis(signature.failure, _evidence(match, run))
+                return Diagnosis(signature.failure, _evidence(match))
     if "Maximum CPU time exceeded" in run.out:
-        still = len(run.text.scf_accuracy) > GAIN_WINDOW and not is_gaining(run.text.scf_accuracy)
-        # An SCF that stands still does not need more time.
         said = f"Maximum CPU time exceeded after {run.text.iterations} SCF iterations"
-        return _scf(said, run) if still else Diagnosis(Failure.WALLTIME, said)
-    if "Program stopped by user request" in run.out or (run.status == 255 and not run.text.scf_accuracy):
+        # An SCF that stands still does not need more time.
+        stands_still = len(run.text.scf_accuracy) > GAIN_WINDOW and not is_gaining(run.text.scf_accuracy)
+        return _scf(said, run) if stands_still else Diagnosis(Failure.WALLTIME, said)
+    # With an EXIT file that was there before, pw.x begins, and ends with 255 before the first iteration.
+    stopped_at_once = run.status == 255 and run.text.started is not None and not run.text.scf_accuracy
+    if "Program stopped by user request" in run.out or stopped_at_once:
         return Diagnosis(Failure.SOFT_STOP, f"stopped by an EXIT file after {run.text.iterations} SCF iterations")
-    if stopped := re.search(r"convergence NOT achieved after\s+\d+ iterations.*", run.out):
+    if stopped := re.search(r"convergence NOT achieved after +\d+ iterations.*", run.out):
         return _scf(stopped[0], run)
     return None
 
@@ -276,21 +286,19 @@ def _from_error(run: _Run, error: ParserError) -> Diagnosis | None:
         return Diagnosis(Failure.OCCUPATIONS, error.message, {"n_bands": error.details["n_bands"]})
     if isinstance(error, InconsistentOutputError):
         return None
-    assert isinstance(error, IncompleteOutputError) or type(error) is ParserError
-    if re.search(r"total energy\s+=\s+-?(?:nan|inf|\*)|scf accuracy\s+<\s+(?:nan|inf|\*)", run.out, re.I):
+    if re.search(r"total energy +=[ -]+(?:nan|inf|\*)|scf accuracy +<[ -]+(?:nan|inf|\*)", run.out, re.I):
         return Diagnosis(Failure.NAN, "NaN or stars in the energies of the SCF")
     if run.status in (0, None):
         return Diagnosis(Failure.INCOMPLETE_OUTPUT, error.message)
     if run.restarted and run.text.iterations <= 1 and not run.text.scf_accuracy:
-        return Diagnosis(Failure.BAD_RESTART, f"{_how_it_ended(run)} right after reading the saved state")
+        return Diagnosis(Failure.BAD_RESTART, f"{_how_it_ended(run.status)} right after reading the saved state")
     if run.status in LAPACK_INFO and run.text.iterations and "Backtrace" not in run.err:
-        return Diagnosis(Failure.DIAGONALIZATION, f"{_how_it_ended(run)}, the INFO of a LAPACK routine")
-    if run.text.started is None and run.status is not None and 0 < run.status < 124:
-        said = run.err.strip().splitlines()
-        return Diagnosis(
-            Failure.ENVIRONMENT, f"{_how_it_ended(run)} before pw.x said anything" + (f": {said[-1]}" if said else "")
-        )
-    return Diagnosis(Failure.KILLED, f"{_how_it_ended(run)} in SCF iteration {run.text.iterations}")
+        return Diagnosis(Failure.DIAGONALIZATION, f"{_how_it_ended(run.status)}, the INFO of a LAPACK routine")
+    if run.text.started is None and (0 < run.status < TIMED_OUT or run.status == 255):
+        said = _last_line(run.err)
+        ended = f"{_how_it_ended(run.status)} before pw.x said anything"
+        return Diagnosis(Failure.ENVIRONMENT, ended + (f": {said}" if said else ""))
+    return Diagnosis(Failure.KILLED, f"{_how_it_ended(run.status)} in SCF iteration {run.text.iterations}")
 
 
 def _from_geometry(run: _Run) -> Diagnosis | None:
@@ -304,14 +312,14 @@ def _from_geometry(run: _Run) -> Diagnosis | None:
     return None
 
 
-def _evidence(match: re.Match[str], run: _Run) -> str:
+def _evidence(match: re.Match[str]) -> str:
     """Return the whole line of the match, and the next one where `errore` puts its text."""
-    end = run.messages.find("\n", match.end())
-    start = run.messages.rfind("\n", 0, match.start()) + 1
-    lines = run.messages[start : None if end < 0 else end]
-    if re.match(r"\s*(Error in routine|from)\s", lines) and end >= 0:
-        lines += " " + run.messages[end : run.messages.find("\n", end + 1)]
-    return " ".join(lines.split())[:300]
+    messages = match.string
+    start = messages.rfind("\n", 0, match.start()) + 1
+    lines = messages.count("\n", start, match.end()) + 1
+    if re.match(r" *(Error in routine|from) ", messages[start : match.end()]):
+        lines += 1
+    return " ".join(" ".join(messages[start:].split("\n", lines)[:lines]).split())[:300]
 
 
 def _scf(said: str, run: _Run) -> Diagnosis:
@@ -321,12 +329,14 @@ def _scf(said: str, run: _Run) -> Diagnosis:
     return Diagnosis(Failure.SCF_NOT_CONVERGED, evidence, {"gaining": is_gaining(accuracies)})
 
 
-def _how_it_ended(run: _Run) -> str:
-    status = run.status or 0
-    number = -status if status < 0 else status - 128
+def _how_it_ended(status: int) -> str:
     if status == TIMED_OUT:
-        return "exit status 124 (time over)"
+        return f"exit status {status} (time over)"
     try:
-        return f"exit status {status} ({signal.Signals(number).name})"
+        return f"exit status {status} ({signal.Signals(-status if status < 0 else status - 128).name})"
     except ValueError:
         return f"exit status {status}"
+
+
+def _last_line(text: str) -> str:
+    return " ".join(text[-1000:].strip().rpartition("\n")[2].split())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +21,11 @@ from dftfactory.store import LabelStore
 if TYPE_CHECKING:
     from fireworks import LaunchPad
 
+# In each folder that a calculation has taken: its calculation_id.
+CLAIM = "calculation_id"
 
-@explicit_serialize  # type: ignore[misc]  # FireWorks is untyped
+
+@explicit_serialize
 class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
     """Label the structure of the specification: on disk first, then in the label store.
 
@@ -38,11 +44,9 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
         label = store.get(spec.fingerprint) if store is not None else None
         if label is not None and label["quality"] == "exact":
             return FWAction(stored_data={**_summary(label), "reused": True})
-        run_dir = Path.cwd()
-        label = read_label(run_dir)
-        if label is None or label["fingerprint"] != spec.fingerprint:
-            # `rlaunch singleshot` runs one Firework after the other in one folder; each calculation has its own.
-            run_dir = _free_folder(run_dir, spec.calculation_id)
+        run_dir, label = _find_label(Path.cwd(), spec)
+        if label is None:
+            run_dir = _claim_folder(Path.cwd(), spec)
             label = self._compute(spec, run_dir)
             write_label(run_dir, label)
         if store is not None:
@@ -67,12 +71,21 @@ class _Spec:
             files = {element: str(entry["file"]) for element, entry in fw_spec["pseudopotentials"].items()}
             self.md5 = {element: str(entry["md5"]) for element, entry in fw_spec["pseudopotentials"].items()}
             config = {**fw_spec["config"], "pseudopotentials": files}
-            structure = fw_spec["structure"]
+            self.atoms = structure_from_dict(fw_spec["structure"])
+            if missing := sorted(set(self.atoms.symbols) - set(files)):
+                raise KeyError(f"pseudopotential of {', '.join(missing)}")
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"the specification of the Firework is damaged: {error!r}; submit it again") from error
+        if not CALCULATION_ID.fullmatch(self.calculation_id):
+            raise ConfigError(
+                f"calculation_id {self.calculation_id!r} of the specification is not fit for the name of a folder; "
+                "submit it again"
+            )
         self.config = DFTConfig(**config)
-        self.worker = WorkerConfig.from_fw_env(fw_spec.get("_fw_env"))
-        self.atoms = structure_from_dict(structure)
+        try:
+            self.worker = WorkerConfig.from_fw_env(fw_spec.get("_fw_env"))
+        except ConfigError as error:
+            raise ConfigError(f"`env` of this worker's my_fworker.yaml: {error.message}", **error.details) from error
         computed = fingerprint(self.atoms, self.config, self.md5)
         if computed != self.fingerprint:
             raise ConfigError(
@@ -81,14 +94,32 @@ class _Spec:
             )
 
 
-def _free_folder(folder: Path, calculation_id: str) -> Path:
-    """Return the folder itself, or a new one in it where it already holds a calculation."""
-    if not has_history(folder):
-        return folder
-    if not CALCULATION_ID.fullmatch(calculation_id):
-        raise ConfigError(f"calculation_id {calculation_id!r} is not fit for the name of a folder; submit it again")
-    names = [calculation_id, *(f"{calculation_id}_{n}" for n in range(1, 1000))]
-    return next(folder / name for name in names if not (folder / name).exists())
+def _own_folders(launch_dir: Path, spec: _Spec) -> Iterator[Path]:
+    """Where a calculation may be: `rlaunch singleshot` runs one after the other, or two at once, in one folder."""
+    yield launch_dir
+    yield launch_dir / spec.calculation_id
+    yield from (launch_dir / f"{spec.calculation_id}_{n}" for n in count(1))
+
+
+def _find_label(launch_dir: Path, spec: _Spec) -> tuple[Path, dict[str, Any] | None]:
+    """Find the label of an earlier launch that could not be stored."""
+    for folder in takewhile(Path.is_dir, _own_folders(launch_dir, spec)):
+        label = read_label(folder)
+        if label is not None and label["fingerprint"] == spec.fingerprint:
+            return folder, label
+    return launch_dir, None
+
+
+def _claim_folder(launch_dir: Path, spec: _Spec) -> Path:
+    """Take the first folder that no other calculation has, in one step that only one process can do."""
+    for folder in _own_folders(launch_dir, spec):
+        with suppress(FileExistsError):
+            folder.mkdir(exist_ok=True)
+            with (folder / CLAIM).open("x", encoding="utf-8") as claim:
+                claim.write(f"{spec.calculation_id}\n")
+            if not has_history(folder):
+                return folder
+    raise AssertionError("the folders are endless")
 
 
 def _summary(label: dict[str, Any]) -> dict[str, Any]:

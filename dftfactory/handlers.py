@@ -1,29 +1,31 @@
 """custodian's ErrorHandlers: recognise one kind of failure, ask `recovery`, rewrite pw.in, say what was done.
 
-custodian applies every handler that claims a run; `diagnose` names exactly one failure, and each failure belongs to
-exactly one handler, so that one failure climbs one rung.
+custodian applies every handler that claims a run, one after the other. `diagnose` names exactly one failure, each
+failure belongs to exactly one handler, and once a handler has spoken the others are silent: one failure, one rung.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from custodian.custodian import ErrorHandler
-from custodian.utils import tracked_lru_cache
 
 from dftfactory.errors import InconsistentOutputError, ParserError
 from dftfactory.failures import Diagnosis, Failure, examine
-from dftfactory.history import close_attempt, current_parameters, open_attempt, read_history
+from dftfactory.history import (
+    awaits_verdict,
+    close_attempt,
+    current_parameters,
+    has_history,
+    open_attempt,
+    read_history,
+)
 from dftfactory.inputs import NAMELIST_OF, change_pw_input
 from dftfactory.parsers import parse_text, read_exit_status, read_output, read_pw_output
 from dftfactory.recovery import LADDER, get_next_params, get_next_stage
-
-
-@tracked_lru_cache
-def _examine(directory: str) -> Diagnosis | None:
-    """Examine a run once for all handlers; custodian empties the cache after each round."""
-    return examine(directory)
 
 
 class _FailureHandler(ErrorHandler):  # type: ignore[misc]  # custodian is untyped
@@ -33,12 +35,12 @@ class _FailureHandler(ErrorHandler):  # type: ignore[misc]  # custodian is untyp
 
     def check(self, directory: str = "./") -> bool:
         """Whether the run ended in a failure of this handler."""
-        diagnosis = _examine(directory)
+        diagnosis = _diagnosis(Path(directory))
         return diagnosis is not None and diagnosis.failure in self.failures
 
     def correct(self, directory: str = "./") -> dict[str, Any]:
         """Prepare the next attempt; `actions` is None when no rung is left."""
-        diagnosis = _examine(directory)
+        diagnosis = _diagnosis(Path(directory))
         assert diagnosis is not None  # noqa: S101  (custodian calls `correct` only after `check`)
         return _recover(Path(directory), diagnosis)
 
@@ -105,6 +107,9 @@ class AnnealHandler(ErrorHandler):  # type: ignore[misc]  # custodian is untyped
 
     def check(self, directory: str = "./") -> bool:
         """Whether the run is a stage of an anneal that converged, and not the last one."""
+        run_dir = Path(directory)
+        if not has_history(run_dir) or not awaits_verdict(run_dir) or _next_stage(run_dir) is None:
+            return False
         try:
             read_pw_output(directory)
         except InconsistentOutputError as error:
@@ -116,13 +121,11 @@ class AnnealHandler(ErrorHandler):  # type: ignore[misc]  # custodian is untyped
     def correct(self, directory: str = "./") -> dict[str, Any]:
         """Prepare the next stage."""
         run_dir = Path(directory)
-        history = read_history(run_dir)
-        following = get_next_stage(
-            current_parameters(run_dir), configured=history["configured"], ladder=history["ladder"] or LADDER
-        )
-        close_attempt(run_dir, "STAGE_CONVERGED", **attempt_facts(run_dir))
-        actions = _prepare(run_dir, following) if following else None
-        return {"errors": ["converged at a raised degauss"], "actions": actions}
+        following = _next_stage(run_dir)
+        assert following is not None  # noqa: S101  (custodian calls `correct` only after `check`)
+        evidence = "converged at a raised degauss"
+        close_attempt(run_dir, "STAGE_CONVERGED", evidence=evidence, **attempt_facts(run_dir))
+        return {"errors": [evidence], "actions": _prepare(run_dir, following)}
 
 
 def all_handlers() -> list[ErrorHandler]:
@@ -152,15 +155,43 @@ def attempt_facts(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def _diagnosis(run_dir: Path) -> Diagnosis | None:
+    """Return the failure of the run that has just ended; None when there is none, or a handler has dealt with it."""
+    if not has_history(run_dir):
+        return examine(run_dir)
+    if not awaits_verdict(run_dir):
+        return None
+    attempt = len(read_history(run_dir)["attempts"])
+    return _examine(str(run_dir.resolve()), attempt, (run_dir / "exit_status").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _examine(directory: str, attempt: int, ended: int) -> Diagnosis | None:
+    """Examine a run once for all handlers, since reading it takes most of their time."""
+    return examine(directory)
+
+
+def _next_stage(run_dir: Path) -> dict[str, Any] | None:
+    history = read_history(run_dir)
+    return get_next_stage(
+        history["attempts"][-1]["parameters"], configured=history["configured"], ladder=_ladder(history)
+    )
+
+
+def _ladder(history: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    # An empty ladder is a user's own: no recovery of the SCF.
+    return LADDER if history["ladder"] is None else history["ladder"]
+
+
 def _recover(run_dir: Path, diagnosis: Diagnosis) -> dict[str, Any]:
     history = read_history(run_dir)
-    parameters = current_parameters(run_dir)
+    parameters = history["attempts"][-1]["parameters"]
     following = get_next_params(
         {**parameters, **diagnosis.observed},
         diagnosis.failure,
         parameters["level"],
         configured=history["configured"],
-        ladder=history["ladder"] or LADDER,
+        ladder=_ladder(history),
     )
     close_attempt(
         run_dir,

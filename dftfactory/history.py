@@ -21,9 +21,16 @@ FRESH_STATE = ("pw.out", "pw.err", "exit_status", "CRASH", "out/pwscf.xml", "pws
 
 
 def start_history(
-    run_dir: Path, calculation_id: str, parameters: dict[str, Any], prescribed: dict[str, Any], ladder: list[Any]
+    run_dir: Path,
+    calculation_id: str,
+    parameters: dict[str, Any],
+    prescribed: dict[str, Any],
+    ladder: list[Any] | None,
 ) -> None:
-    """Write the history of a calculation whose first attempt has `parameters` (level 0)."""
+    """Write the history of a calculation whose first attempt has `parameters`.
+
+    `ladder` has the levels above 0 of the user; None stands for the built-in ones.
+    """
     write_history(
         run_dir,
         {
@@ -51,7 +58,7 @@ def read_history(run_dir: Path) -> dict[str, Any]:
     """
     try:
         history: dict[str, Any] = json.loads((run_dir / HISTORY).read_text(encoding="utf-8"))
-        history["attempts"][-1]["parameters"]
+        _ = history["attempts"][-1]["parameters"], history["prescribed"], history["configured"], history["ladder"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ParserError(f"{run_dir / HISTORY} cannot be read ({error}); start again in an empty folder") from error
     return history
@@ -65,17 +72,31 @@ def write_history(run_dir: Path, history: dict[str, Any]) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Write, sync to the disk, rename: after a crash there is the old file or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        # A full disk leaves a part of it.
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def current_parameters(run_dir: Path) -> dict[str, Any]:
     """Parameters of the attempt that runs now or has just ended."""
     parameters: dict[str, Any] = read_history(run_dir)["attempts"][-1]["parameters"]
     return parameters
+
+
+def awaits_verdict(run_dir: Path) -> bool:
+    """Whether the present attempt was run and nobody has recorded yet how it ended.
+
+    custodian asks every handler in turn: those after the one that has prepared the next attempt must not take the
+    output of the last attempt for one of the next.
+    """
+    return "outcome" not in read_history(run_dir)["attempts"][-1] and (run_dir / "exit_status").is_file()
 
 
 def close_attempt(run_dir: Path, outcome: str, **facts: Any) -> None:
@@ -86,13 +107,13 @@ def close_attempt(run_dir: Path, outcome: str, **facts: Any) -> None:
 
 
 def open_attempt(run_dir: Path, parameters: dict[str, Any]) -> None:
-    """Keep the files of the attempt that ended in attempt_N/ and append the next one."""
+    """Move the files of the attempt that ended to attempt_N/ and append the next one, which has pw.in only."""
     history = read_history(run_dir)
     folder = run_dir / f"attempt_{len(history['attempts']) - 1}"
     folder.mkdir(exist_ok=True)
     for name in ATTEMPT_FILES:
         if (run_dir / name).is_file():
-            shutil.copy2(run_dir / name, folder / Path(name).name)
+            (shutil.copy2 if name == "pw.in" else shutil.move)(run_dir / name, folder / Path(name).name)
     history["attempts"][-1]["folder"] = folder.name
     history["attempts"].append({"parameters": parameters})
     write_history(run_dir, history)

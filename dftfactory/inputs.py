@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def check_structure(atoms: Atoms, min_distance_fraction: float = 0.5) -> None:
         limit = min_distance_fraction * float(radii[i] + radii[j])
         raise StructureError(
             f"atoms {i + 1} ({atoms.symbols[i]}) and {j + 1} ({atoms.symbols[j]}) are {distance:.3f} Å apart, "
-            f"less than {limit:.3f} Å = min_distance_fraction {min_distance_fraction:g} x the sum of their covalent radii",
+            f"less than {limit:.3f} Å = min_distance_fraction {min_distance_fraction:g} x the sum of covalent radii",
             atoms=[i + 1, j + 1],
             distance=distance,
         )
@@ -251,8 +252,9 @@ def write_pw_input(
     }
     namelists = {"control": control, "system": system, "electrons": electrons}
     for name, value in ((n, v) for entries in namelists.values() for n, v in entries.items()):
-        if isinstance(value, str) and not re.fullmatch(r"[^'\"\x00-\x1f\x7f]*", value):
-            raise InputError(f"{name} = {value!r} has quotes or control characters, which pw.in cannot hold")
+        if isinstance(value, str):
+            _check_word(name, value)
+    finite_field = any(name.lower() == "lelfield" and value for name, value in control.items())
     text = io.StringIO()
     write_espresso_in(
         text,
@@ -260,7 +262,7 @@ def write_pw_input(
         input_data=namelists,
         pseudopotentials={element: pseudo.path.name for element, pseudo in pseudopotentials.items()},
         # None is `K_POINTS gamma`: half the cost, the same number. pw.x has no such mode for a finite electric field.
-        kpts=None if grid == (1, 1, 1) and not config.pw.get("control", {}).get("lelfield") else grid,
+        kpts=None if grid == (1, 1, 1) and not finite_field else grid,
     )
     # ASE adds a namelist for everything that pw.x knows, empty ones too.
     write_atomically(path, re.sub(r"^&\w+\n/\n", "", text.getvalue(), flags=re.M))
@@ -292,6 +294,8 @@ def read_pw_input(path: str | Path) -> PwInput:
             raise InputError(f"{path}: only ibrav = 0 is read, got {system['ibrav']}")
         n_atoms, n_kinds = int(system["nat"]), int(system["ntyp"])
         cell, _ = get_cell_parameters(cards)
+        if cell is None:
+            raise InputError(f"{path} has no CELL_PARAMETERS card")
         cell = np.array(cell, dtype=float)
         listed = _count_positions(cards)
         if listed != n_atoms:
@@ -331,37 +335,88 @@ def change_pw_input(path: str | Path, changes: Mapping[str, Any]) -> None:
     Raises
     ------
     InputError
-        The file cannot be read, the namelist is missing, or a keyword is not one that is ever changed.
+        The file cannot be read, the namelist is missing, a keyword is not one that is ever changed, or pw.in cannot
+        hold a value.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        # Bytes, because text mode would turn the line ends of another system into ours.
+        text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     for keyword, value in changes.items():
         if keyword not in NAMELIST_OF:
             raise InputError(f"{keyword!r} is not a keyword that is changed in a finished input")
-        entry = re.compile(
-            rf"^([ \t]*{keyword}[ \t]*=[ \t]*)('[^'\n]*'|\"[^\"\n]*\"|[^,!\n]*?)([ \t]*(?:[,!].*)?)$", re.I | re.M
-        )
+        entries, head = _find_entries(text, NAMELIST_OF[keyword], keyword)
         if value is None:
-            text = re.sub(entry.pattern + r"\n?", "", text, flags=re.I | re.M)
-        elif entry.search(text):
-            new = _fortran(value)
-            text = entry.sub(lambda match, new=new: match.group(1) + new + match.group(3), text)
+            for entry in reversed(entries):
+                text = _without_entry(text, entry)
+        elif entries:
+            # Of several pw.x takes the last one.
+            start, end = entries[-1].span("value")
+            text = text[:start] + _fortran(keyword, value) + text[end:]
+        elif head is None:
+            raise InputError(f"{path} has no namelist &{NAMELIST_OF[keyword].upper()}")
+        elif alone := re.compile(r"[ \t]*(?:![^\n]*?)?(\r?\n)").match(text, head):
+            line = f"   {keyword:16} = {_fortran(keyword, value)}{alone[1]}"
+            text = text[: alone.end()] + line + text[alone.end() :]
         else:
-            start = re.compile(rf"^([ \t]*&{NAMELIST_OF[keyword]}[ \t]*\n)", re.I | re.M)
-            if not start.search(text):
-                raise InputError(f"{path} has no namelist &{NAMELIST_OF[keyword].upper()}")
-            line = f"   {keyword:16} = {_fortran(value)}\n"
-            text = start.sub(lambda match, line=line: match.group(1) + line, text, count=1)
+            text = f"{text[:head]} {keyword} = {_fortran(keyword, value)},{text[head:]}"
     write_atomically(path, text)
 
 
-def _fortran(value: Any) -> str:
-    if isinstance(value, bool):
+# What a namelist is made of; anything else in it is skipped. In a comment or in quotes nothing has a meaning.
+_QUOTED = r"'(?:[^'\n]|'')*'|\"(?:[^\"\n]|\"\")*\""
+_TOKEN = re.compile(
+    rf"(?P<comment>![^\n]*)|(?P<name>^[ \t]*&(?P<namelist>\w+))|(?P<end>/)"
+    rf"|(?P<key>[A-Za-z_]\w*(?:\([^)\n]*\))?)[ \t]*=[ \t]*(?P<value>{_QUOTED}|[^\s,!/'\"]+)|{_QUOTED}",
+    re.M,
+)
+
+
+def _find_entries(text: str, namelist: str, keyword: str) -> tuple[list[re.Match[str]], int | None]:
+    """Return the assignments to a keyword in its namelist, and where the namelist begins, after its name."""
+    entries: list[re.Match[str]] = []
+    head, present = None, ""
+    for token in _TOKEN.finditer(text):
+        if token["name"]:
+            present = token["namelist"].lower()
+            if present == namelist and head is None:
+                head = token.end()
+        elif token["end"]:
+            present = ""
+        elif token["key"] and present == namelist and token["key"].lower() == keyword:
+            entries.append(token)
+    return entries, head
+
+
+def _without_entry(text: str, entry: re.Match[str]) -> str:
+    """Take the whole line, with its comment, where the entry stands alone on it; else only the entry."""
+    start, end = text.rfind("\n", 0, entry.start()) + 1, entry.end()
+    rest = re.compile(r"[ \t]*,?[ \t]*(?:![^\n]*)?(?:\r?\n|\Z)").match(text, end)
+    if rest and not text[start : entry.start()].strip():
+        return text[:start] + text[rest.end() :]
+    before = text[: entry.start()].rstrip(" \t")
+    comma = re.compile(r"[ \t]*,").match(text, end)
+    return before + text[comma.end() if comma else end :]
+
+
+def _fortran(keyword: str, value: Any) -> str:
+    if isinstance(value, str):
+        _check_word(keyword, value)
+        return f"'{value}'"
+    if isinstance(value, (bool, np.bool_)):
         return ".true." if value else ".false."
-    return repr(value)
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Real) and math.isfinite(value):
+        return repr(float(value))
+    raise InputError(f"{keyword} = {value!r} is nothing that pw.in can hold")
+
+
+def _check_word(keyword: str, value: str) -> None:
+    if not re.fullmatch(r"[^'\"\x00-\x1f\x7f]*", value):
+        raise InputError(f"{keyword} = {value!r} has quotes or control characters, which pw.in cannot hold")
 
 
 def _with_kinds(
@@ -374,7 +429,8 @@ def _with_kinds(
     if moments is None:
         return structure, [(symbol, 0.0) for symbol in dict.fromkeys(atoms.symbols)]
     valence = np.array([pseudopotentials[symbol].z_valence for symbol in atoms.symbols])
-    for step in (0.01, 0.1, 0.5, 1.0, 2.0):
+    finest = min(0.01, float(np.abs(moments).max()) / 10)  # μB; a small moment that only breaks the symmetry stays
+    for step in (finest * factor for factor in (1, 10, 50, 100, 200)):
         # Starting moments are a start: nearly equal ones share a kind, since pw.x has room for ten.
         fractions = np.clip(np.round(moments / step) * step / valence, -1.0, 1.0).round(6)
         kinds = list(dict.fromkeys(zip(atoms.symbols, fractions.tolist(), strict=True)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dftfactory.config import DFTConfig, WorkerConfig
-from dftfactory.errors import StructureError
+from dftfactory.errors import ConfigError, StructureError
 from dftfactory.labels import fingerprint, make_label, read_label, write_label
 from dftfactory.results import DFTResult
 from dftfactory.runner import QERunner
@@ -17,6 +17,7 @@ def label_structure_file(
     """Label the last frame of a structure file and write label.json into the run folder.
 
     A label that is there already, of the same structure and configuration, is returned and not computed again.
+    `folder` is the run folder, `default_folder` where absent.
 
     Returns
     -------
@@ -40,13 +41,21 @@ def label_structure_file(
     except Exception as error:  # ASE's readers raise whatever they stumble over
         raise StructureError(f"{structure_file} cannot be read as a structure: {error!r}") from error
     assert isinstance(atoms, Atoms)  # noqa: S101  (one frame was asked for)
-    run_dir = folder if folder is not None else Path(structure_file.stem)
+    run_dir = folder if folder is not None else default_folder(structure_file)
     runner = QERunner(config, worker)
     pseudopotentials = runner.pseudopotentials(atoms)
     name = fingerprint(atoms, config, {element: pseudo.md5 for element, pseudo in pseudopotentials.items()})
     label = read_label(run_dir)
     if label is not None and label["fingerprint"] == name:
+        if label["quality"] != "exact" and not softened:
+            raise ConfigError(f"{run_dir} holds a softened label of this structure; ask for it with --softened")
         return DFTResult.from_dict(label["result"]), run_dir
     result = runner.run(atoms, run_dir, structure_file.stem, softened=softened)
     write_label(run_dir, make_label(result, name, config, pseudopotentials))
     return result, run_dir
+
+
+def default_folder(structure_file: Path) -> Path:
+    """Run folder for a structure file: here, and named after it (`Si.cif` → `Si`, `POSCAR` → `POSCAR_label`)."""
+    folder = Path(structure_file.stem)
+    return folder if structure_file.suffix else folder.with_name(f"{folder.name}_label")

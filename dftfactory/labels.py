@@ -27,10 +27,12 @@ CALCULATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 # Å and μB; two structures that agree to this are the same calculation.
 LENGTH_TOLERANCE = 1e-6
 MOMENT_TOLERANCE = 1e-3
+# Without one of them a label file is damaged; the result has keys of its own.
+_KEYS = ("fingerprint", "calculation_id", "config_hash", "level", "quality", "pseudopotentials")
 
 
 def structure_to_dict(atoms: Atoms) -> dict[str, Any]:
-    """Plain values of a structure: symbols, positions and cell in Å, pbc, and initial moments in μB where it has any."""
+    """Plain values of a structure: symbols, positions and cell in Å, pbc, and initial moments in μB if it has any."""
     moments = atoms.get_initial_magnetic_moments()
     return {
         "symbols": [str(symbol) for symbol in atoms.symbols],
@@ -82,6 +84,11 @@ def fingerprint(atoms: Atoms, config: DFTConfig, md5: Mapping[str, str]) -> str:
         How the label is computed.
     md5
         Element → md5 of its pseudopotential file.
+
+    Raises
+    ------
+    StructureError
+        A coordinate or a moment is NaN or infinite.
     """
     values = {
         "symbols": [str(symbol) for symbol in atoms.symbols],
@@ -141,13 +148,18 @@ def read_label(run_dir: Path) -> dict[str, Any] | None:
     try:
         label: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         DFTResult.from_dict(label["result"])
+        if missing := [key for key in _KEYS if key not in label]:
+            raise KeyError(*missing)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ParserError(f"{path} is damaged ({error!r}); remove it to compute the label again") from error
     return label
 
 
 def _rounded(values: Any, tolerance: float) -> list[Any]:
-    rounded: list[Any] = np.rint(np.asarray(values, dtype=float) / tolerance).astype(np.int64).tolist()
+    array = np.asarray(values, dtype=float)
+    if not np.isfinite(array).all():
+        raise StructureError("the structure has NaN or infinite coordinates or moments")
+    rounded: list[Any] = np.rint(array / tolerance).astype(np.int64).tolist()
     return rounded
 
 

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dftfactory.candidates import (
-    Candidate,
-    mark_completed,
-    mark_failed,
-    mark_queued,
-    select_candidates,
-    transaction,
-)
+import numpy as np
+
+from dftfactory.candidates import Candidate, mark_completed, mark_failed, mark_queued, select_candidates
 from dftfactory.config import DFTConfig
+from dftfactory.database import transaction
 from dftfactory.errors import ConfigError, StructureError
+from dftfactory.history import write_atomically
 from dftfactory.inputs import check_structure, starting_moments
+from dftfactory.launches import FireworkState, add_workflows, find_fireworks, find_reasons, run_again
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials
 from dftfactory.results import DFTResult
-from dftfactory.store import LabelStore
+from dftfactory.store import COLLECTION, LabelStore, launchpad_errors
 from dftfactory.workflows import make_workflow
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.db.core import Database
     from fireworks import LaunchPad, Workflow
 
 # Structures that are in memory at once, and documents in one request to the database.
 PAGE = 200
-# Nothing more will happen to such a Firework by itself.
-DEAD_STATES = ("FIZZLED", "DEFUSED", "ARCHIVED")
+# Å. pw.in has 10 decimals; a pipeline that moves an atom moves it further.
+SAME_PLACE = 1e-4
 Progress = Callable[[int], None]
 T = TypeVar("T")
 
@@ -53,7 +49,7 @@ class SubmitSummary:
 
 @dataclass
 class SyncSummary:
-    """What came back for the QUEUED candidates: numbers of structures."""
+    """What came back for the candidates: numbers of structures."""
 
     completed: int = 0
     failed: int = 0
@@ -61,6 +57,7 @@ class SyncSummary:
     unknown: int = 0
 
 
+@launchpad_errors()
 def submit(db: Database, config: DFTConfig, launchpad: LaunchPad, progress: Progress = lambda n: None) -> SubmitSummary:
     """Queue every SELECTED candidate and move it to QUEUED; safe to repeat and to be killed at any point.
 
@@ -80,42 +77,41 @@ def submit(db: Database, config: DFTConfig, launchpad: LaunchPad, progress: Prog
 
     Raises
     ------
-    PseudopotentialError, ConfigError
-        The configuration does not serve these candidates; those of earlier pages are queued, the rest is SELECTED.
+    PseudopotentialError, ConfigError, CandidateError
+        The configuration or the database does not serve; the candidates of earlier pages are queued, the rest is
+        SELECTED.
+    LaunchPadError
+        The database went away; likewise.
     """
     store = LabelStore(launchpad)
     store.prepare()
     launchpad.fireworks.create_index("spec.fingerprint")
     summary = SubmitSummary()
-    for page in _workflows(db, config, summary):
-        known = _known_fireworks(launchpad, [workflow for _, workflow in page])
-        labels = store.find(_fingerprint(workflow) for _, workflow in page)
-        labelled = {label["fingerprint"] for label in labels if label["quality"] == "exact"}
+    for n_candidates, page in _workflows(db, config, summary):
+        fingerprints = [_fingerprint(workflow) for _, workflow in page]
+        # In this order: a label is stored before its Firework is COMPLETED, so none is missed in between.
+        fireworks = find_fireworks(launchpad, fingerprints)
+        labelled = {label["fingerprint"] for label in store.find(fingerprints) if label["quality"] == "exact"}
         new: list[Workflow] = []
         for _, workflow in page:
             fingerprint = _fingerprint(workflow)
-            fw_id, state = known.get(fingerprint, (None, None))
+            firework = fireworks.get(fingerprint)
             if fingerprint in labelled:
                 summary.already_labelled += 1
-            elif fw_id is None:
-                # Twins on one page share one Firework.
-                if fingerprint in known:
-                    summary.already_queued += 1
-                    continue
+                continue
+            if firework is None or firework.state == "ARCHIVED":
                 new.append(workflow)
-                known[fingerprint] = (None, "NEW")
                 summary.added += 1
-            elif state in DEAD_STATES:
-                launchpad.rerun_fw(fw_id)
+            elif firework.is_over:
+                run_again(launchpad, firework, workflow)
                 summary.rerun += 1
             else:
                 summary.already_queued += 1
-        if new:
-            # FireWorks draws a progress bar of its own, over ours.
-            with contextlib.redirect_stderr(io.StringIO()):
-                launchpad.bulk_add_wfs(new)
+            # Twins on one page share one Firework.
+            fireworks[fingerprint] = FireworkState(0, "READY")
+        add_workflows(launchpad, new)
         mark_queued(db, [(c.row_id, c.calculation_id, _fingerprint(w)) for c, w in page])
-        progress(len(page))
+        progress(n_candidates)
     return summary
 
 
@@ -128,22 +124,35 @@ def write_workflows(
     ----------
     folder
         Made where it does not exist; the files are named after the calculation_id.
+
+    Raises
+    ------
+    ConfigError
+        The folder cannot be written, or has a file of that name for another structure.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     summary = SubmitSummary()
-    for page in _workflows(db, config, summary):
-        for candidate, workflow in page:
-            workflow.to_file(str(folder / f"{candidate.calculation_id}.json"))
-            summary.added += 1
-        mark_queued(db, [(c.row_id, c.calculation_id, _fingerprint(w)) for c, w in page])
-        progress(len(page))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for n_candidates, page in _workflows(db, config, summary):
+            for candidate, workflow in page:
+                _write_workflow(folder / f"{candidate.calculation_id}.json", workflow)
+                summary.added += 1
+            mark_queued(db, [(c.row_id, c.calculation_id, _fingerprint(w)) for c, w in page])
+            progress(n_candidates)
+    except OSError as error:
+        raise ConfigError(f"workflow files cannot be written to {folder}: {error.strerror}") from error
     return summary
 
 
+@launchpad_errors()
 def sync(
     db: Database, launchpad: LaunchPad, *, softened: bool = False, progress: Progress = lambda n: None
 ) -> SyncSummary:
     """Bring labels and failures back to the QUEUED candidates: COMPLETED with the result, FAILED with the reason.
+
+    A FAILED candidate that has a label by now is completed too: `lpad rerun_fws` gave it one, or `softened` asks for
+    one that it had. A candidate whose atoms were changed after it was queued becomes FAILED and keeps its new atoms:
+    the label belongs to the old ones, for which it stays in the LaunchPad.
 
     Parameters
     ----------
@@ -152,53 +161,48 @@ def sync(
     """
     store = LabelStore(launchpad)
     summary = SyncSummary()
+
+    def labels_of(page: list[Candidate]) -> dict[str, dict[str, Any]]:
+        labels = store.find(_fingerprints(page))
+        return {label["fingerprint"]: label for label in labels if softened or label["quality"] == "exact"}
+
     for page in _pages(select_candidates(db, "QUEUED"), PAGE):
-        fingerprints = [c.fingerprint for c in page if c.fingerprint]
-        labels = {label["fingerprint"]: label for label in store.find(fingerprints)}
-        launches = _fireworks(launchpad, fingerprints)
+        # In this order: a label is stored before its Firework is COMPLETED, so none is missed in between.
+        fireworks = find_fireworks(launchpad, _fingerprints(page))
+        labels = labels_of(page)
+        over = [f for name, f in fireworks.items() if f.is_over and name not in labels]
+        reasons = find_reasons(launchpad, over)
         with transaction(db):
             for candidate in page:
                 label = labels.get(candidate.fingerprint or "")
-                fw_id, state = launches.get(candidate.fingerprint or "", (None, None))
-                if label is not None and (label["quality"] == "exact" or softened):
-                    result = DFTResult.from_dict(label["result"])
-                    mark_completed(db, candidate.row_id, result, config_hash=label["config_hash"])
-                    summary.completed += 1
-                elif state in DEAD_STATES:
-                    mark_failed(db, candidate.row_id, **_reason(launchpad, fw_id, state))
-                    summary.failed += 1
-                elif state is None:
+                firework = fireworks.get(candidate.fingerprint or "")
+                if label is not None:
+                    _take_label(db, candidate, label, summary)
+                elif firework is None:
                     summary.unknown += 1
+                elif firework.is_over:
+                    mark_failed(db, candidate.row_id, **reasons[firework.fw_id])
+                    summary.failed += 1
                 else:
                     summary.waiting += 1
         progress(len(page))
+    for page in _pages(select_candidates(db, "FAILED"), PAGE):
+        labels = labels_of(page)
+        with transaction(db):
+            for candidate in page:
+                label = labels.get(candidate.fingerprint or "")
+                if label is not None and _misfit(candidate.atoms, label) is None:
+                    _take_label(db, candidate, label, summary)
     return summary
 
 
-def count_fireworks(launchpad: LaunchPad) -> dict[str, int]:
-    """Return the number of our Fireworks by state; states that have none are left out."""
-    states = ("READY", "RESERVED", "RUNNING", "WAITING", "PAUSED", "COMPLETED", *DEAD_STATES)
-    counts = {
-        s: launchpad.fireworks.count_documents({"state": s, "spec.fingerprint": {"$exists": True}}) for s in states
-    }
-    return {state: count for state, count in counts.items() if count}
-
-
-def count_failures(launchpad: LaunchPad) -> dict[str, int]:
-    """Return the number of FIZZLED Fireworks by failure."""
-    fw_ids = [
-        fw["fw_id"]
-        for fw in launchpad.fireworks.find(
-            {"state": "FIZZLED", "spec.fingerprint": {"$exists": True}}, {"fw_id": 1, "_id": 0}
-        )
-    ]
-    return dict(Counter(str(_reason(launchpad, fw_id, "FIZZLED").get("failure")) for fw_id in fw_ids))
-
-
-def _workflows(db: Database, config: DFTConfig, summary: SubmitSummary) -> Iterator[list[tuple[Candidate, Workflow]]]:
-    """Pages of SELECTED candidates with their workflows; those that cannot be right become FAILED on the way."""
+def _workflows(
+    db: Database, config: DFTConfig, summary: SubmitSummary
+) -> Iterator[tuple[int, list[tuple[Candidate, Workflow]]]]:
+    """Pages of SELECTED candidates: their number, and the workflows of those that can be right; others are FAILED."""
     if config.pseudopotential_dir is None:
         raise ConfigError("pseudopotential_dir is not given in dft.yaml")
+    folder = Path(config.pseudopotential_dir).expanduser()
     pseudopotentials: dict[str, Pseudopotential] = {}
     for page in _pages(select_candidates(db, "SELECTED"), PAGE):
         good: list[tuple[Candidate, Workflow]] = []
@@ -214,45 +218,50 @@ def _workflows(db: Database, config: DFTConfig, summary: SubmitSummary) -> Itera
             elements = set(candidate.atoms.symbols) | set(pseudopotentials)
             if elements != set(pseudopotentials):
                 # All elements of the data set together: their functionals must be the same.
-                pseudopotentials = load_pseudopotentials(
-                    elements, Path(config.pseudopotential_dir), config.pseudopotentials
-                )
+                pseudopotentials = load_pseudopotentials(elements, folder, config.pseudopotentials)
             workflow = make_workflow(candidate.atoms, candidate.calculation_id, config, pseudopotentials)
             good.append((candidate, workflow))
-        yield good
+        yield len(page), good
 
 
-def _known_fireworks(launchpad: LaunchPad, workflows: Iterable[Workflow]) -> dict[str, tuple[int | None, str]]:
-    return dict(_fireworks(launchpad, [_fingerprint(workflow) for workflow in workflows]))
+def _write_workflow(path: Path, workflow: Workflow) -> None:
+    # Two databases may both have a calculation_id 17, and the structure that was there first would be lost.
+    if path.exists() and _fingerprint(workflow) not in path.read_text(encoding="utf-8"):
+        raise ConfigError(f"{path} is there already, for another structure or configuration; give another folder")
+    write_atomically(path, workflow.to_format("json", indent=1))
 
 
-def _fireworks(launchpad: LaunchPad, fingerprints: list[str]) -> dict[str, tuple[int | None, str]]:
-    """Fingerprint → newest Firework (id, state)."""
-    found = launchpad.fireworks.find(
-        {"spec.fingerprint": {"$in": fingerprints}}, {"_id": 0, "fw_id": 1, "state": 1, "spec.fingerprint": 1}
-    )
-    newest: dict[str, tuple[int | None, str]] = {}
-    for firework in sorted(found, key=lambda entry: int(entry["fw_id"])):
-        newest[firework["spec"]["fingerprint"]] = (firework["fw_id"], firework["state"])
-    return newest
+def _take_label(db: Database, candidate: Candidate, label: dict[str, Any], summary: SyncSummary) -> None:
+    if (misfit := _misfit(candidate.atoms, label)) is not None:
+        mark_failed(db, candidate.row_id, misfit, failure="MISFIT")
+        summary.failed += 1
+        return
+    result = DFTResult.from_dict(label["result"])
+    mark_completed(db, candidate.row_id, result, config_hash=label["config_hash"])
+    summary.completed += 1
 
 
-def _reason(launchpad: LaunchPad, fw_id: int | None, state: str | None) -> dict[str, Any]:
-    """Why a Firework is dead: `reason` in words, and `failure` and `level` where they are known."""
-    firework = launchpad.fireworks.find_one({"fw_id": fw_id}, {"launches": 1}) or {}
-    launch = launchpad.launches.find_one({"launch_id": max(firework.get("launches") or [-1])}, {"action": 1}) or {}
-    exception = ((launch.get("action") or {}).get("stored_data") or {}).get("_exception") or {}
-    details = exception.get("_details") or {}
-    if not details:
-        last = str(exception.get("_stacktrace") or "").strip().splitlines()
-        return {"reason": last[-1] if last else f"Firework {fw_id} is {state}", "failure": "UNKNOWN"}
-    failure = details.get("failure") or details.get("error") or "UNKNOWN"
-    known = {key: details[key] for key in ("level",) if details.get(key) is not None}
-    return {"reason": str(details.get("message", failure)), "failure": str(failure), **known}
+def _misfit(atoms: Atoms, label: dict[str, Any]) -> str | None:
+    """Why a label is not one for these atoms; None when it is."""
+    try:
+        result = DFTResult.from_dict(label["result"])
+        same = (
+            tuple(atoms.symbols) == result.symbols
+            and tuple(atoms.pbc) == result.pbc
+            and np.allclose(atoms.positions, result.positions, rtol=0, atol=SAME_PLACE)
+            and np.allclose(atoms.cell.array, result.cell, rtol=0, atol=SAME_PLACE)
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        return f"the label in the LaunchPad is damaged ({error!r}); remove it from {COLLECTION} and select this again"
+    return None if same else "the structure was changed after it was queued; select it again for a label of the new one"
 
 
 def _fingerprint(workflow: Workflow) -> str:
     return str(workflow.metadata["fingerprint"])
+
+
+def _fingerprints(page: list[Candidate]) -> list[str]:
+    return [candidate.fingerprint for candidate in page if candidate.fingerprint]
 
 
 def _pages(items: Iterator[T], size: int) -> Iterator[list[T]]:

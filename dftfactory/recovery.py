@@ -141,15 +141,25 @@ def _enter_stage(
     return parameters
 
 
+def _enter_level(
+    level: int, current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]
+) -> Parameters:
+    """Begin a level from scratch: the user's parameters, what the level changes, and what outlives a climb."""
+    changes = {name: value for name, value in ladder[level - 1].items() if name not in ("name", "anneal")}
+    following = {**base, **changes, **current.get("kept", {}), "level": level}
+    following |= {name: current[name] for name in ("kept", "tried") if name in current}
+    if current.get("tried") and "diagonalization" in current:
+        # Where a solver has failed, the present one is the one that works.
+        following["diagonalization"] = current["diagonalization"]
+    stages = _stages(following, ladder)
+    return _enter_stage(following, 0, base, stages) if stages else following
+
+
 def _climb(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters | None:
-    """Enter the next level from scratch; above the last one keep what an anneal can still give, softened."""
-    stages = _stages(current, ladder)
+    """Enter the next level; above the last one keep what an anneal can still give, softened."""
     if current["level"] < len(ladder):
-        level = current["level"] + 1
-        changes = {name: value for name, value in ladder[level - 1].items() if name not in ("name", "anneal")}
-        following = {**base, **changes, **_memory(current), "level": level}
-        stages = _stages(following, ladder)
-        return _enter_stage(following, 0, base, stages) if stages else following
+        return _enter_level(current["level"] + 1, current, base, ladder)
+    stages = _stages(current, ladder)
     if len(stages) < 2 or current.get("softened") or current.get("stage") != len(stages) - 1:
         return None
     # Only the last stage stood still: converge the one before it to the prescribed accuracy, as a softened result.
@@ -160,11 +170,6 @@ def _climb(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mappin
         "conv_thr": base.get("conv_thr", PW_DEFAULT_CONV_THR),
         "softened": True,
     }
-
-
-def _memory(current: Parameters) -> Parameters:
-    kept = current.get("kept", {})
-    return {**kept, **({"kept": kept} if kept else {}), **{k: current[k] for k in ("tried",) if k in current}}
 
 
 def _continue(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters | None:
@@ -178,15 +183,20 @@ def _other_solver(
     current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]
 ) -> Parameters | None:
     """Soft mixing and a solver not yet tried: the level of the robust solver, with the solver that is left."""
-    tried = [*current.get("tried", []), current.get("diagonalization", "david")]
+    tried = [*current.get("tried", []), current.get("diagonalization", SOLVERS[0])]
     solver = next((solver for solver in SOLVERS if solver not in tried), None)
     if solver is None:
         return None
+    following = {**current, "diagonalization": solver, "tried": tried}
     robust = next((n for n, level in enumerate(ladder, start=1) if "diagonalization" in level), current["level"])
-    if current["level"] >= robust:
-        return {**current, "diagonalization": solver, "tried": tried}
-    changes = {name: value for name, value in ladder[robust - 1].items() if name not in ("name", "anneal")}
-    return {**base, **changes, **_memory(current), "level": robust, "diagonalization": solver, "tried": tried}
+    return following if current["level"] >= robust else _enter_level(robust, following, base, ladder)
+
+
+def _other_solver_from_scratch(
+    current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]
+) -> Parameters | None:
+    """Forget the saved density too, which may hold the NaN."""
+    return _other_solver(_from_scratch(current, base, ladder), base, ladder)
 
 
 def _change(**changes: Any) -> Change:
@@ -210,15 +220,12 @@ def _resume(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mappi
     return {**current, "restart_mode": "restart"}
 
 
-def _from_scratch(
-    current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]
-) -> Parameters | None:
-    """Forget the damaged saved state; an anneal begins again with its hot stage."""
-    following = {k: v for k, v in current.items() if k not in ("startingpot", "restart_mode", "continued", "softened")}
+def _from_scratch(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters:
+    """Forget the saved state; an anneal begins again with its hot stage."""
+    state = ("startingpot", "restart_mode", "continued", "softened")
+    following = {name: value for name, value in current.items() if name not in state}
     stages = _stages(current, ladder)
-    if "stage" in following:
-        return _enter_stage(following, 0, base, stages)
-    return following
+    return _enter_stage(following, 0, base, stages) if "stage" in following and stages else following
 
 
 def _more_bands(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters | None:
@@ -244,7 +251,7 @@ ONE_POOL = Rung("one pool", _change(npool=1))
 STRATEGIES: Mapping[Failure, tuple[Rung, ...]] = {
     Failure.SCF_NOT_CONVERGED: (Rung("continue", _continue, times=99), Rung("next level", _climb, times=99)),
     Failure.DIAGONALIZATION: (Rung("other solver", _other_solver, times=len(SOLVERS)),),
-    Failure.NAN: (Rung("other solver", _other_solver),),
+    Failure.NAN: (Rung("other solver", _other_solver_from_scratch),),
     Failure.OCCUPATIONS: (Rung("more bands", _more_bands, times=3),),
     Failure.OUT_OF_MEMORY: (
         ONE_POOL,

@@ -126,13 +126,17 @@ class DFTResult:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DFTResult:
-        """Build the result from `to_dict`; keys of a later version are ignored."""
+        """Build the result from `to_dict`; keys of a later version are ignored.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            A value is missing or of another form; `read_label` and `label_to_atoms` say which label it is.
+        """
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        for name in ("forces", "stress", "positions", "cell"):
-            known[name] = np.array(known[name], dtype=float)
-        for name in ("symbols", "scf_accuracy", "pbc", "history"):
-            known[name] = tuple(known.get(name, getattr(cls, name, ())))
-        return cls(**known)
+        arrays = {name: np.array(known[name], dtype=float) for name in ("forces", "stress", "positions", "cell")}
+        tuples = {name: tuple(known[name]) for name in ("symbols", "scf_accuracy", "pbc", "history") if name in known}
+        return cls(**{**known, **arrays, **tuples})
 
     def with_record(self, **changes: Any) -> DFTResult:
         """Return a copy with `level`, `history`, `calculation_id`, `pbc` or `quality` filled in."""
@@ -140,6 +144,10 @@ class DFTResult:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return value

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from custodian import Custodian
-from custodian.custodian import CustodianError
+from custodian.custodian import CustodianError, ReturnCodeError, ValidationError
 
 from dftfactory.config import DFTConfig, WorkerConfig
-from dftfactory.errors import CalculationError, ConfigError, ParserError, StructureError
+from dftfactory.errors import CalculationError, ConfigError, DFTFactoryError, ParserError, StructureError
+from dftfactory.failures import EXPLANATIONS, Failure
 from dftfactory.handlers import all_handlers, attempt_facts
-from dftfactory.history import close_attempt, current_parameters, has_history, read_history, start_history
-from dftfactory.inputs import prescribed_parameters, write_pw_input
+from dftfactory.history import close_attempt, has_history, read_history, start_history, write_atomically
+from dftfactory.inputs import NAMELIST_OF, prescribed_parameters, write_pw_input
 from dftfactory.jobs import LabelValidator, QEJob, clean_up
 from dftfactory.parsers import read_pw_output
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials, verify_md5
@@ -92,38 +95,18 @@ class QERunner:
         """
         atoms = to_ase_atoms(structure)
         run_dir = Path(run_dir).resolve()
-        pseudopotentials = self.pseudopotentials(atoms)
+        pw_input = self._pw_input(atoms)
         if has_history(run_dir):
             raise ConfigError(f"{run_dir} already holds a calculation; choose another folder or remove it")
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_pw_input(
-            atoms,
-            self.config,
-            run_dir / "pw.in",
-            pseudopotentials=pseudopotentials,
-            max_seconds=self.worker.max_seconds,
-        )
-        self._start_history(run_dir, calculation_id, len(atoms))
-        job = QEJob(self.worker)
         try:
-            with _stopped_by_sigterm(), _quiet_custodian():
-                Custodian(
-                    all_handlers(), [job], [LabelValidator()], max_errors=MAX_CORRECTIONS, directory=str(run_dir)
-                ).run()
-            result = read_pw_output(run_dir)
-        except (CustodianError, ParserError) as error:
-            raise _calculation_error(run_dir, calculation_id) from error
-        finally:
-            job.terminate(str(run_dir))
-            clean_up(run_dir)
-        close_attempt(run_dir, "CONVERGED", **attempt_facts(run_dir))
-        history = read_history(run_dir)["attempts"]
-        result = result.with_record(
-            calculation_id=calculation_id,
-            level=history[-1]["parameters"]["level"],
-            history=tuple(history),
-            pbc=tuple(bool(periodic) for periodic in atoms.pbc),
-        )
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_atomically(run_dir / "pw.in", pw_input)
+            self._start_history(run_dir, calculation_id, len(atoms))
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(f"the run folder {run_dir} cannot be made or written: {reason}") from error
+        result = self._supervise(run_dir, calculation_id)
+        result = result.with_record(calculation_id=calculation_id, pbc=tuple(bool(periodic) for periodic in atoms.pbc))
         if result.quality == "softened" and not softened:
             raise _softened_error(run_dir, result)
         return result
@@ -140,8 +123,46 @@ class QERunner:
             verify_md5(found, self.pseudopotential_md5)
         return found
 
+    def _pw_input(self, atoms: Atoms) -> str:
+        """Return the text of pw.in; whatever is refused is refused here, before there is a run folder."""
+        pseudopotentials = self.pseudopotentials(atoms)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "pw.in"
+            write_pw_input(
+                atoms, self.config, path, pseudopotentials=pseudopotentials, max_seconds=self.worker.max_seconds
+            )
+            return path.read_text(encoding="utf-8")
+
+    def _supervise(self, run_dir: Path, calculation_id: str) -> DFTResult:
+        """Run pw.x under custodian until there is a label or no rung is left, and clean up."""
+        job = QEJob(self.worker)
+        custodian = Custodian(
+            all_handlers(), [job], [LabelValidator()], max_errors=MAX_CORRECTIONS, directory=str(run_dir)
+        )
+        with _stopped_by_signals(), _quiet_custodian():
+            try:
+                custodian.run()
+                result = read_pw_output(run_dir)
+                close_attempt(run_dir, "CONVERGED", **attempt_facts(run_dir))
+                history = read_history(run_dir)["attempts"]
+            except (CustodianError, DFTFactoryError, OSError) as error:
+                raise _calculation_error(run_dir, calculation_id, error) from error
+            finally:
+                job.terminate(str(run_dir))
+                clean_up(run_dir)
+        return result.with_record(level=history[-1]["parameters"]["level"], history=tuple(history))
+
     def _start_history(self, run_dir: Path, calculation_id: str, n_atoms: int) -> None:
-        parameters = prescribed_parameters(self.config, n_atoms)
+        parameters = {
+            # The user's own entries are what a level without a value of its own goes back to.
+            **{
+                keyword.lower(): value
+                for entries in self.config.pw.values()
+                for keyword, value in entries.items()
+                if keyword.lower() in NAMELIST_OF
+            },
+            **prescribed_parameters(self.config, n_atoms),
+        }
         start_history(
             run_dir,
             calculation_id,
@@ -152,20 +173,27 @@ class QERunner:
                 "max_force": self.config.max_force,
                 "min_distance_fraction": self.config.min_distance_fraction,
             },
-            ladder=self.config.to_dict().get("ladder", []),
+            ladder=self.config.to_dict().get("ladder"),
         )
 
 
 def to_ase_atoms(structure: Atoms | Structure | Molecule) -> Atoms:
-    """Turn a pymatgen structure into Atoms, with its `magmom` site property as initial moments; Atoms stay as they are."""
+    """Turn a pymatgen structure into Atoms, with its `magmom` site property as initial moments.
+
+    Atoms stay as they are.
+    """
     from ase import Atoms
 
     if isinstance(structure, Atoms):
         return structure
-    if type(structure).__module__.split(".")[0] != "pymatgen":
-        raise StructureError(f"expected ASE Atoms or a pymatgen Structure, got {type(structure).__name__}")
+    from pymatgen.core import Structure
     from pymatgen.io.ase import AseAtomsAdaptor
 
+    if not isinstance(structure, Structure):
+        raise StructureError(
+            f"expected ASE Atoms or a pymatgen Structure, got {type(structure).__name__}; "
+            "a molecule needs a box: Molecule.get_boxed_structure"
+        )
     try:
         atoms = AseAtomsAdaptor.get_atoms(structure)
     except ValueError as error:
@@ -179,32 +207,47 @@ def to_ase_atoms(structure: Atoms | Structure | Molecule) -> Atoms:
     )
 
 
-def _calculation_error(run_dir: Path, calculation_id: str) -> CalculationError:
-    """Say why recovery gave up, from the history that it left."""
-    parameters = current_parameters(run_dir)
-    last = read_history(run_dir)["attempts"][-1]
-    if "outcome" not in last:
-        # No handler claimed the run and the validator refused it.
-        try:
-            read_pw_output(run_dir)
-            reason = "custodian stopped although the last run is whole"
-        except ParserError as error:
-            reason = error.message
-        close_attempt(run_dir, "REJECTED", evidence=reason, **attempt_facts(run_dir))
-    history = read_history(run_dir)["attempts"]
-    last = history[-1]
-    explanation = last.get("explanation", "the run ended well, but its result is not a label")
+def _calculation_error(run_dir: Path, calculation_id: str, cause: Exception) -> CalculationError:
+    """Say why recovery gave up: as the handlers have recorded it, or else from what broke the calculation off."""
+    try:
+        attempts = read_history(run_dir)["attempts"]
+    except ParserError:
+        attempts = []
+    end = attempts[-1] if attempts else {}
+    if "outcome" not in end or isinstance(cause, OSError):
+        end = _unclaimed_end(run_dir, cause)
+        # What cannot be written to a full disk still stands in the error.
+        with contextlib.suppress(OSError, ParserError):
+            close_attempt(run_dir, **end, **attempt_facts(run_dir))
+            attempts = read_history(run_dir)["attempts"]
+    level = attempts[-1]["parameters"]["level"] if attempts else None
+    runs = "1 run" if len(attempts) == 1 else f"{len(attempts)} runs"
+    where = f" at level {level} after {runs}" if attempts else ""
     return CalculationError(
-        f"{calculation_id}: {last['outcome']} at level {parameters['level']} after {len(history)} "
-        f"run{'s' if len(history) > 1 else ''}: {last['evidence']}; {explanation}",
+        f"{calculation_id}: {end['outcome']}{where}: {end['evidence']}; {end['explanation']}",
         calculation_id=calculation_id,
-        failure=None if last["outcome"] == "REJECTED" else last["outcome"],
-        level=parameters["level"],
-        evidence=last["evidence"],
-        explanation=explanation,
-        history=history,
+        failure=None if end["outcome"] == "REJECTED" else end["outcome"],
+        level=level,
+        evidence=end["evidence"],
+        explanation=end["explanation"],
+        history=attempts,
         run_dir=str(run_dir),
     )
+
+
+def _unclaimed_end(run_dir: Path, cause: Exception) -> dict[str, Any]:
+    """Return how an attempt ended that no handler has claimed."""
+    if isinstance(cause, OSError):
+        failure = Failure.DISK_FULL if cause.errno in (errno.ENOSPC, errno.EDQUOT) else Failure.ENVIRONMENT
+        return {"outcome": failure.value, "evidence": str(cause), "explanation": EXPLANATIONS[failure]}
+    evidence, explanation = str(cause), "the calculation was broken off"
+    if isinstance(cause, ValidationError | ReturnCodeError):
+        explanation = "the last run ended, but what it left is not a label"
+        try:  # custodian only says that there was something
+            read_pw_output(run_dir)
+        except ParserError as error:
+            evidence = error.message
+    return {"outcome": "REJECTED", "evidence": evidence, "explanation": explanation}
 
 
 def _softened_error(run_dir: Path, result: DFTResult) -> CalculationError:
@@ -222,20 +265,25 @@ def _softened_error(run_dir: Path, result: DFTResult) -> CalculationError:
 
 
 @contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM (scancel, a shutdown) into an exception, so that pw.x is stopped before Python ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _stopped_by_signals() -> Iterator[None]:
+    """Turn SIGTERM (scancel, a shutdown) and SIGHUP into an exception, so that pw.x is stopped before Python ends.
+
+    A signal that the application has a handler of its own for, or ignores as `nohup` does, is left to it.
+    """
+    # Only the main thread may set handlers.
+    numbers = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from dftfactory.errors import ConfigError
+from dftfactory.history import write_atomically
 
 _PACKAGE = Path(__file__).parent
 # Installed, fw_configs is inside the package; in a checkout it is beside it.
@@ -15,24 +17,45 @@ _FW_CONFIGS = next((p for p in (_PACKAGE / "fw_configs", _PACKAGE.parent / "fw_c
 def write_start_files(folder: Path, pseudopotential_dir: str | None = None) -> list[Path]:
     """Write dft.yaml and fw_configs/ into a folder and return what was written.
 
+    Parameters
+    ----------
+    folder
+        Made where it does not exist.
+    pseudopotential_dir
+        Written into dft.yaml as an absolute path; `pseudopotentials` beside dft.yaml where absent.
+
     Raises
     ------
     ConfigError
-        One of the files is there already; nothing was written.
+        One of the files is there already or cannot be written; nothing was written.
     """
     if _FW_CONFIGS is None:
         raise ConfigError("this installation has no fw_configs; install dftfactory again")
     template = (_PACKAGE / "dft_template.yaml").read_text(encoding="utf-8")
-    files = {folder / "dft.yaml": template.format(pseudopotential_dir=pseudopotential_dir or "pseudopotentials")}
+    files = {folder / "dft.yaml": template.format(pseudopotential_dir=_yaml_text(pseudopotential_dir))}
     for source in sorted(_FW_CONFIGS.glob("*.yaml")):
         files[folder / "fw_configs" / source.name] = source.read_text(encoding="utf-8")
     _refuse_existing(files)
-    for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return list(files)
+    written: list[Path] = []
+    try:
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text)
+            written.append(path)
+    except OSError as error:
+        for path in written:
+            path.unlink()
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}); nothing was written") from error
+    return written
+
+
+def _yaml_text(pseudopotential_dir: str | None) -> str:
+    if pseudopotential_dir is None:
+        return "pseudopotentials"
+    # The user means the present folder, dft.yaml its own. JSON is YAML, whatever the path holds.
+    return json.dumps(str(Path(pseudopotential_dir).expanduser().absolute()), ensure_ascii=False)
 
 
 def _refuse_existing(paths: Iterable[Path]) -> None:
-    if there := [str(path) for path in paths if path.exists()]:
+    if there := [str(path) for path in paths if path.exists() or path.is_symlink()]:
         raise ConfigError(f"{', '.join(there)} already there; nothing was written. Move it away or name another folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.errors import LaunchPadError
@@ -13,6 +14,22 @@ if TYPE_CHECKING:
 COLLECTION = "dft_results"
 
 
+@contextmanager
+def launchpad_errors() -> Iterator[None]:
+    """Turn what the database's driver raises, while we use an open LaunchPad, into our own error."""
+    from pymongo.errors import PyMongoError
+
+    try:
+        yield
+    except PyMongoError as error:
+        # pymongo appends a description of all servers, a screen long.
+        said = " ".join(str(error).split())[:150]
+        raise LaunchPadError(
+            f"the LaunchPad failed in the middle ({type(error).__name__}: {said}); what was done stays done, "
+            "repeat the command when the database is back"
+        ) from error
+
+
 class LabelStore:
     """Labels in the database of a LaunchPad.
 
@@ -20,27 +37,39 @@ class LabelStore:
     ----------
     launchpad
         The FireWorks LaunchPad whose database holds the labels.
+
+    Raises
+    ------
+    LaunchPadError
+        From every method: the database does not answer or refuses.
     """
 
     def __init__(self, launchpad: LaunchPad) -> None:
         self.collection = launchpad.db[COLLECTION]
 
+    @launchpad_errors()
     def prepare(self) -> None:
         """Create the indexes that our queries use; `fingerprint` is unique, so that no label is stored twice."""
-        from pymongo.errors import PyMongoError
+        self.collection.create_index("fingerprint", unique=True)
+        self.collection.create_index("config_hash")
 
-        try:
-            self.collection.create_index("fingerprint", unique=True)
-            self.collection.create_index("config_hash")
-        except PyMongoError as error:
-            raise LaunchPadError(f"the indexes of {COLLECTION} cannot be created: {error}") from error
-
+    @launchpad_errors()
     def put(self, label: Mapping[str, Any]) -> None:
         """Store a label; storing it again changes nothing, and an exact one replaces a softened one."""
-        name = {"fingerprint": label["fingerprint"]}
-        if label["quality"] == "exact":
-            self.collection.delete_one({**name, "quality": "softened"})
-        self.collection.update_one(name, {"$setOnInsert": dict(label)}, upsert=True)
+        from pymongo.errors import DuplicateKeyError
+
+        # A Firework of `lpad add` may be the first that this database sees of us, and what follows needs the index:
+        # it refuses an insert beside a label that is not to be replaced.
+        self.prepare()
+        replaceable = "softened" if label["quality"] == "exact" else None
+        # Twice: a softened label that another rocket stores in the same moment refuses the first try, and is found by
+        # the second.
+        for _ in range(2):
+            with suppress(DuplicateKeyError):
+                self.collection.replace_one(
+                    {"fingerprint": label["fingerprint"], "quality": replaceable}, dict(label), upsert=True
+                )
+                return
 
     def get(self, fingerprint: str) -> dict[str, Any] | None:
         """Return the label of a fingerprint, None where there is none."""
@@ -48,17 +77,20 @@ class LabelStore:
 
     def find(self, fingerprints: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Labels of the fingerprints that have one, in no order."""
-        yield from self.collection.find({"fingerprint": {"$in": list(fingerprints)}}, {"_id": 0})
+        return self._read({"fingerprint": {"$in": list(fingerprints)}})
 
     def all(self, config_hash: str | None = None) -> Iterator[dict[str, Any]]:
         """All labels, or those of one configuration, oldest first."""
-        query = {} if config_hash is None else {"config_hash": config_hash}
-        yield from self.collection.find(query, {"_id": 0}).sort("_id", 1)
+        return self._read({} if config_hash is None else {"config_hash": config_hash}, sort=[("_id", 1)])
 
+    @launchpad_errors()
     def count(self) -> dict[tuple[int, str], int]:
         """Return the number of labels by (level, quality)."""
-        counts: dict[tuple[int, str], int] = {}
-        for label in self.collection.find({}, {"_id": 0, "level": 1, "quality": 1}):
-            key = (int(label["level"]), str(label["quality"]))
-            counts[key] = counts.get(key, 0) + 1
-        return counts
+        groups = self.collection.aggregate(
+            [{"$group": {"_id": {"level": "$level", "quality": "$quality"}, "number": {"$sum": 1}}}]
+        )
+        return {(int(group["_id"]["level"]), str(group["_id"]["quality"])): int(group["number"]) for group in groups}
+
+    def _read(self, query: dict[str, Any], **options: Any) -> Iterator[dict[str, Any]]:
+        with launchpad_errors():
+            yield from self.collection.find(query, {"_id": 0}, **options)

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fireworks import Firework, Workflow
+from fireworks.utilities.fw_serializers import reconstitute_dates
 
 from dftfactory.config import DFTConfig
+from dftfactory.errors import CandidateError
 from dftfactory.firetasks import RunDFT
 from dftfactory.labels import config_hash, fingerprint, structure_to_dict
 from dftfactory.pseudos import Pseudopotential
@@ -51,7 +53,17 @@ def make_spec(
     """Return the specification of a Firework: plain JSON, self-contained, readable in the web GUI.
 
     Files of pseudopotentials are named by md5 too, so that a node with another content refuses to run.
+
+    Raises
+    ------
+    CandidateError
+        FireWorks would turn the calculation_id into a date.
     """
+    if reconstitute_dates(calculation_id) != calculation_id:
+        raise CandidateError(
+            f"FireWorks reads calculation_id {calculation_id!r} as a date and would change it; put a letter before it",
+            calculation_id=calculation_id,
+        )
     own = {element: pseudopotentials[element] for element in sorted(set(atoms.symbols))}
     return {
         "calculation_id": calculation_id,

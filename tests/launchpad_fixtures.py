@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from dftfactory.launchpad import LocalLaunchPad, start_local_launchpad, stop_local_launchpad
+from dftfactory.local_launchpad import LocalLaunchPad, start_local_launchpad, stop_local_launchpad
 
 if TYPE_CHECKING:
     from fireworks import LaunchPad

@@ -1,11 +1,11 @@
+"""Candidates: only rows of ours are taken, each has a name of its own, and a label becomes the row's results."""
+
 from __future__ import annotations
 
-import sqlite3
 from itertools import islice
 from pathlib import Path
 
 import ase.db
-import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
@@ -17,9 +17,7 @@ from ase.db.sqlite import SQLite3Database
 
 from dftfactory import candidates
 from dftfactory.candidates import (
-    candidate_database_for,
     count_by_status,
-    import_structures,
     mark_completed,
     mark_failed,
     mark_queued,
@@ -46,13 +44,6 @@ def db(request: pytest.FixtureRequest, tmp_path: Path, si: Atoms) -> Database:
     pool.write(si, status="TRAINING")
     pool.write(si, generation=7)
     return open_candidates(path)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ASE waits 20 s for a lock; a test need not."""
-    monkeypatch.setattr(SQLite3Database, "_connect", lambda self: sqlite3.connect(self.filename, timeout=0.1))
-    monkeypatch.setattr(candidates, "_LOCK_TIMEOUT", 0.1)
 
 
 def label_of(atoms: Atoms, **changes: object) -> DFTResult:
@@ -84,73 +75,6 @@ def statuses(db: Database) -> list[str | None]:
 
 def queue_all(db: Database) -> None:
     mark_queued(db, [(c.row_id, c.calculation_id, f"dft{c.row_id}") for c in select_candidates(db)])
-
-
-# Opening
-
-
-def test_missing_database_is_an_error_and_is_not_created(tmp_path: Path) -> None:
-    with pytest.raises(CandidateError, match="does not exist"):
-        open_candidates(tmp_path / "pool.db")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["pool.db", "pool.json"])
-def test_empty_database_is_an_error_and_stays_empty(tmp_path: Path, name: str) -> None:
-    """SQLite takes an empty file for a new database, and ASE would make its tables in it."""
-    path = tmp_path / name
-    path.touch()
-    with pytest.raises(CandidateError, match="is empty"):
-        open_candidates(path)
-    assert path.read_bytes() == b""
-
-
-@pytest.mark.parametrize(("name", "cause"), [("pool.db", "not an SQLite database"), ("pool.json", "cannot be read")])
-def test_junk_is_an_error_and_stays_as_it_is(tmp_path: Path, name: str, cause: str) -> None:
-    path = tmp_path / name
-    path.write_text("energy = 1\n" * 1000)
-    with pytest.raises(CandidateError, match=cause):
-        open_candidates(path)
-    assert path.read_text() == "energy = 1\n" * 1000
-
-
-def test_cut_database_is_an_error(tmp_path: Path, si: Atoms) -> None:
-    path = tmp_path / "pool.db"
-    pool = ase.db.connect(path)
-    with pool:
-        for _ in range(100):
-            pool.write(si, status="SELECTED")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CandidateError, match=r"damaged or cut.*restore"):
-        open_candidates(path)
-
-
-def test_database_of_another_program_is_an_error_and_gets_no_tables_of_ase(tmp_path: Path) -> None:
-    path = tmp_path / "bookmarks.db"
-    with sqlite3.connect(path) as connection:
-        connection.execute("CREATE TABLE bookmarks (url TEXT)")
-    connection.close()
-    before = path.read_bytes()
-    with pytest.raises(CandidateError, match="not of ASE: it has no table"):
-        open_candidates(path)
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("name", ["folder.db", "structures.extxyz"])
-def test_what_is_not_a_database_file_is_an_error(tmp_path: Path, si: Atoms, name: str) -> None:
-    (tmp_path / "folder.db").mkdir()
-    ase.io.write(tmp_path / "structures.extxyz", si)
-    with pytest.raises(CandidateError, match=f"{name} cannot be read"):
-        open_candidates(tmp_path / name)
-
-
-def test_password_of_a_database_server_is_not_shown() -> None:
-    """No server back end is installed here, or no server runs: either way there is a message, without the password."""
-    with pytest.raises(CandidateError) as caught:
-        open_candidates("postgresql://anna:secret@127.0.0.1:1/pool")
-    assert "//***@127.0.0.1" in caught.value.message
-    assert "secret" not in caught.value.message
 
 
 # Selecting
@@ -187,14 +111,6 @@ def test_status_may_change_while_selecting(tmp_path: Path, si: Atoms, monkeypatc
             pool.update(6, status="REJECTED")
     assert seen == [1, 2, 3, 4, 5, 7]
     assert count_by_status(db) == {"SELECTED": 0, "QUEUED": 6, "COMPLETED": 0, "FAILED": 0}
-
-
-def test_selecting_holds_no_lock(db: Database, impatient: None) -> None:
-    """The consumer of the candidates may take hours; the pipeline writes meanwhile."""
-    selection = select_candidates(db)
-    next(selection)
-    ase.db.connect(db.filename).update(5, generation=8)
-    assert db.get(5).generation == 8
 
 
 def test_results_of_the_pipeline_do_not_travel_with_a_candidate(db: Database, si: Atoms) -> None:
@@ -247,6 +163,25 @@ def test_row_without_atoms_has_an_id_like_the_others(db: Database) -> None:
     *_, candidate = select_candidates(db)
     assert len(candidate.atoms) == 0
     assert candidate.calculation_id == f"empty-{db.get(row_id).unique_id[:12]}"
+
+
+def test_selection_streams(tmp_path: Path, si: Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one page of structures is read to get the first few candidates."""
+    monkeypatch.setattr(candidates, "_PAGE", 10)
+    path = tmp_path / "pool.db"
+    with ase.db.connect(path) as pool:
+        for _ in range(100):
+            pool.write(si, status="SELECTED")
+    read = []
+    convert = SQLite3Database._convert_tuple_to_row
+
+    def count(self: SQLite3Database, values: tuple) -> object:
+        read.append(values[self.columnnames.index("positions")] is not None)
+        return convert(self, values)
+
+    monkeypatch.setattr(SQLite3Database, "_convert_tuple_to_row", count)
+    assert len(list(islice(select_candidates(open_candidates(path)), 3))) == 3
+    assert sum(read) == 10
 
 
 # Marking
@@ -400,209 +335,3 @@ def test_many_marks_in_one_transaction_take_effect_together(tmp_path: Path, si: 
 def test_counting_counts_only_candidates(db: Database) -> None:
     mark_failed(db, 3, "out of memory")
     assert count_by_status(db) == {"SELECTED": 2, "QUEUED": 0, "COMPLETED": 0, "FAILED": 1}
-
-
-# Locks
-
-
-@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
-def test_database_that_stays_locked_is_an_error(db: Database, impatient: None) -> None:
-    other = sqlite3.connect(db.filename)
-    other.execute("BEGIN EXCLUSIVE")
-    for action in (
-        lambda: open_candidates(db.filename),
-        lambda: list(select_candidates(db)),
-        lambda: mark_failed(db, 1, "out of memory"),
-        lambda: count_by_status(db),
-    ):
-        with pytest.raises(CandidateError, match=r"locked by another process.*try again"):
-            action()
-    other.close()
-    assert count_by_status(db)["SELECTED"] == 3
-
-
-@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
-def test_lock_file_of_a_killed_process_does_not_stop_us(db: Database) -> None:
-    """ASE itself would wait for it without end."""
-    Path(f"{db.filename}.lock").touch()
-    mark_failed(db, 1, "out of memory")
-    assert db.get(1).status == "FAILED"
-
-
-@pytest.mark.parametrize("db", ["json"], indirect=True)
-def test_lock_file_beside_a_json_database_is_named(db: Database, impatient: None) -> None:
-    Path(f"{db.filename}.lock").touch()
-    with pytest.raises(CandidateError, match=r"remove .*pool.json.lock"):
-        mark_failed(open_candidates(db.filename), 1, "out of memory")
-
-
-@pytest.mark.parametrize("db", ["sqlite"], indirect=True)
-def test_change_of_another_process_is_not_lost(db: Database, impatient: None) -> None:
-    """Between our reading of a row and our writing of it nobody else can write."""
-    pool = ase.db.connect(db.filename, use_lock_file=False)
-    with transaction(db):
-        with pytest.raises(sqlite3.OperationalError, match="locked"):
-            pool.update(1, uncertainty=0.9)
-        mark_failed(db, 1, "out of memory")
-    pool.update(1, uncertainty=0.9)
-    assert (db.get(1).status, db.get(1).uncertainty) == ("FAILED", 0.9)
-
-
-# Importing
-
-
-@pytest.fixture
-def structures(tmp_path: Path) -> Path:
-    """Three frames as a pipeline writes them: with results, magnetic moments, mixed pbc and notes."""
-    frames = [bulk("Si"), bulk("Fe"), Atoms("H2", [[0, 0, 0], [0, 0, 0.74]], pbc=[True, False, False])]
-    frames[1].set_initial_magnetic_moments([2.2])
-    frames[2].cell = [8.0, 0.0, 0.0]
-    for number, atoms in enumerate(frames):
-        atoms.info = {"generation": number, "virial_weights": np.array([1.0, 2.0]), "energy_weight": 0.5}
-        atoms.calc = SinglePointCalculator(atoms, energy=-1.0 - number, forces=np.zeros((len(atoms), 3)))
-    path = tmp_path / "round@3.extxyz"
-    ase.io.write(path, frames)
-    return path
-
-
-def test_database_lies_beside_the_structure_file() -> None:
-    assert candidate_database_for(Path("data/round3.extxyz")) == Path("data/round3.db")
-
-
-def test_imported_frames_are_selected_candidates(structures: Path) -> None:
-    path = candidate_database_for(structures)
-    assert import_structures(structures, path) == (3, 0)
-    db = open_candidates(path)
-    silicon, iron, hydrogen = (candidate.atoms for candidate in select_candidates(db))
-    assert np.allclose(silicon.positions, bulk("Si").positions, atol=5e-9)  # 8 decimals in the file
-    assert np.array_equal(silicon.cell, bulk("Si").cell)
-    assert iron.get_initial_magnetic_moments().tolist() == [2.2]
-    assert hydrogen.pbc.tolist() == [True, False, False]
-    assert hydrogen.cell.tolist() == [[8.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
-
-
-def test_imported_rows_say_where_they_come_from_and_have_no_results(structures: Path, tmp_path: Path) -> None:
-    import_structures(structures, tmp_path / "pool.db")
-    db = open_candidates(tmp_path / "pool.db")
-    row = db.get(source="round@3.extxyz#2")
-    assert (row.generation, row.energy_weight) == (2, 0.5)
-    assert row.data.virial_weights.tolist() == [1.0, 2.0]
-    assert db.count("energy") == db.count("forces") == 0
-
-
-def test_importing_again_adds_nothing(structures: Path, tmp_path: Path) -> None:
-    """Not under another name either, and not after the first candidate got its label."""
-    path = tmp_path / "pool.db"
-    import_structures(structures, path)
-    db = open_candidates(path)
-    silicon = next(select_candidates(db)).atoms
-    silicon.positions += 1e-7  # pw.x prints other digits
-    mark_completed(db, 1, label_of(silicon))
-    copy = structures.with_name("copy.extxyz")
-    copy.write_bytes(structures.read_bytes())
-    assert import_structures(structures, path) == (0, 3)
-    assert import_structures(copy, path) == (0, 3)
-    assert len(db) == 3
-
-
-def test_only_new_frames_are_added(structures: Path, tmp_path: Path) -> None:
-    path = tmp_path / "pool.db"
-    import_structures(structures, path)
-    ase.io.write(structures, bulk("Cu"), append=True)
-    assert import_structures(structures, path) == (1, 3)
-
-
-def test_words_of_ours_in_a_file_do_not_make_a_label(tmp_path: Path, si: Atoms) -> None:
-    """A training set that is imported to be computed anew."""
-    si.info = {"status": "COMPLETED", "fingerprint": "dft1", "level": 2, "REF_energy": -1.0, "calculation_id": "slab"}
-    ase.io.write(tmp_path / "train.extxyz", si)
-    import_structures(tmp_path / "train.extxyz", tmp_path / "pool.db")
-    db = open_candidates(tmp_path / "pool.db")
-    [candidate] = select_candidates(db)
-    assert (candidate.calculation_id, candidate.fingerprint) == ("slab", None)
-    assert set(db.get(1).key_value_pairs) == {"status", "calculation_id", "source", "digest"}
-    assert db.get(1).data == {"status": "COMPLETED", "fingerprint": "dft1", "level": 2, "REF_energy": -1.0}
-
-
-@pytest.mark.parametrize("value", [{"nested": np.int64(3)}, np.array(["a", "b"]), "0001", np.float64(1.5), [True, 2]])
-def test_any_note_in_a_file_can_be_kept(tmp_path: Path, si: Atoms, value: object) -> None:
-    """CIF files and JSON in extxyz bring objects; a database that cannot be read any more is the worst outcome."""
-    si.info = {"note": value, "CO": 1, 7: "seven"}
-    ase.io.write(tmp_path / "one.traj", si)
-    import_structures(tmp_path / "one.traj", tmp_path / "pool.db")
-    row = open_candidates(tmp_path / "pool.db").get(1)
-    kept = row.get("note", row.data.get("note"))
-    assert str(kept) == str(value) or kept == value
-    assert "CO" not in row.key_value_pairs
-
-
-@pytest.mark.parametrize(
-    ("damage", "cause"),
-    [
-        (lambda lines: lines[:-1], "frame 2 .* cannot be read"),
-        (lambda lines: [*lines[:-1], "H 0.0\n"], "frame 2 .* cannot be read"),
-        (lambda lines: lines[:5], "frame 1 .* cannot be read"),
-        (lambda lines: [*lines[:-1], "H 0.0 nan 0.0 0 0 0\n"], "frame 2 .* not finite"),
-        (lambda lines: [*lines, "0\n", "\n"], "frame 3 .* has no atoms"),
-        (lambda lines: [*lines[:4], "\n", *lines[4:]], "blank line before frame 1"),
-        (lambda lines: ["two\n", *lines[1:]], "frame 0 .* cannot be read"),
-        (lambda lines: [], "frame 0 .* cannot be read by ASE \\(Empty file"),
-    ],
-)
-def test_file_that_cannot_be_read_to_its_end_imports_nothing(structures: Path, damage, cause: str) -> None:
-    existing = structures.with_name("existing.db")
-    ase.db.connect(existing).write(bulk("Cu"), status="SELECTED")
-    structures.write_text("".join(damage(structures.read_text().splitlines(keepends=True))))
-    for path in (structures.with_name("new.db"), existing):
-        with pytest.raises(CandidateError, match=cause):
-            import_structures(structures, path)
-    assert not structures.with_name("new.db").exists()
-    assert len(ase.db.connect(existing)) == 1
-
-
-def test_missing_structure_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CandidateError, match="does not exist"):
-        import_structures(tmp_path / "none.extxyz", tmp_path / "pool.db")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_blank_lines_at_the_end_are_harmless(structures: Path, tmp_path: Path) -> None:
-    structures.write_text(structures.read_text() + "\n  \n")
-    assert import_structures(structures, tmp_path / "pool.db") == (3, 0)
-
-
-@pytest.mark.parametrize("name", ["pool.json", "round@3.extxyz"])
-def test_import_writes_sqlite_and_never_the_structure_file(structures: Path, name: str) -> None:
-    before = structures.read_bytes()
-    with pytest.raises(CandidateError, match=r"another file that ends in \.db"):
-        import_structures(structures, structures.with_name(name))
-    assert structures.read_bytes() == before
-
-
-def test_import_refuses_an_id_that_is_taken(tmp_path: Path) -> None:
-    frames = [bulk("Si"), bulk("Cu")]
-    for atoms in frames:
-        atoms.info["calculation_id"] = "slab"
-    ase.io.write(tmp_path / "pair.extxyz", frames)
-    with pytest.raises(CandidateError, match="'slab' belongs to rows 1 and 2"):
-        import_structures(tmp_path / "pair.extxyz", tmp_path / "pool.db")
-    assert not (tmp_path / "pool.db").exists()
-
-
-def test_selection_streams(tmp_path: Path, si: Atoms, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only one page of structures is read to get the first few candidates."""
-    monkeypatch.setattr(candidates, "_PAGE", 10)
-    path = tmp_path / "pool.db"
-    with ase.db.connect(path) as pool:
-        for _ in range(100):
-            pool.write(si, status="SELECTED")
-    read = []
-    convert = SQLite3Database._convert_tuple_to_row
-
-    def count(self: SQLite3Database, values: tuple) -> object:
-        read.append(values[self.columnnames.index("positions")] is not None)
-        return convert(self, values)
-
-    monkeypatch.setattr(SQLite3Database, "_convert_tuple_to_row", count)
-    assert len(list(islice(select_candidates(open_candidates(path)), 3))) == 3
-    assert sum(read) == 10

@@ -1,3 +1,5 @@
+"""What ase.io reads back is the label, to the digit; labels that do not belong together do not get into one file."""
+
 from __future__ import annotations
 
 import subprocess
@@ -11,7 +13,7 @@ import ase.io
 import numpy as np
 import pytest
 
-from dftfactory.errors import ConfigError, DFTFactoryError, NonFiniteError, ParserError
+from dftfactory.errors import ConfigError, DFTFactoryError, NonFiniteError, ParserError, PseudopotentialError
 from dftfactory.export import ExportSummary, export_labels, label_to_atoms
 
 STRESS = [[0.1, -0.06, 0.05], [-0.06, 0.2, 1 / 3], [0.05, 1 / 3, 0.3]]
@@ -46,7 +48,11 @@ def label(number: int = 1, result: dict[str, Any] | None = None, **changes: Any)
         "level": 0,
         "quality": "exact",
         "result": values | (result or {}),
-        "pseudopotentials": {"Si": {"file": "Si.upf", "md5": "0" * 32}},
+        "pseudopotentials": {
+            "Fe": {"file": "Fe.upf", "md5": "2" * 32},
+            "O": {"file": "O.upf", "md5": "1" * 32},
+            "Si": {"file": "Si.upf", "md5": "0" * 32},
+        },
         "label_parameters": {"ecutwfc": 60.0},
         "created_on": "2026-01-01T00:00:00",
     } | changes
@@ -205,6 +211,52 @@ def test_labels_of_two_configurations_are_refused(tmp_path: Path) -> None:
 def test_softened_label_of_another_configuration_is_not_in_the_way(tmp_path: Path) -> None:
     labels = [label(1), label(2, config_hash="cfg2", quality="softened")]
     assert export_labels(labels, tmp_path / "train.extxyz") == ExportSummary(1, 1, "cfg1")
+
+
+def with_silicon_of(md5: str, file: str = "Si.upf", number: int = 1, **changes: Any) -> dict[str, Any]:
+    other = label(number, **changes)
+    return other | {"pseudopotentials": other["pseudopotentials"] | {"Si": {"file": file, "md5": md5}}}
+
+
+def test_labels_with_two_pseudopotentials_of_one_element_are_refused(tmp_path: Path) -> None:
+    """Energies from two files of one element differ by eV, and the configuration only has the file's name, if that."""
+    path = tmp_path / "train.extxyz"
+    path.write_text("old")
+    with pytest.raises(PseudopotentialError) as refused:
+        export_labels([label(1), with_silicon_of("f" * 32, "Si.pbe.upf", 2), label(3)], path)
+    message = refused.value.message
+    assert f"of Si (Si: Si.upf (md5 {'0' * 32}) in 2, Si.pbe.upf (md5 {'f' * 32}) in 1 labels)" in message
+    assert "compute the structures of the other again" in message
+    assert "\n" not in message
+    assert refused.value.to_dict()["pseudopotentials"] == {
+        "Si": [
+            {"file": "Si.upf", "md5": "0" * 32, "labels": 2},
+            {"file": "Si.pbe.upf", "md5": "f" * 32, "labels": 1},
+        ]
+    }
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_same_pseudopotential_under_two_names_is_one(tmp_path: Path) -> None:
+    labels = [label(1), with_silicon_of("0" * 32, "Si_copy.upf", 2)]
+    assert export_labels(labels, tmp_path / "train.extxyz").written == 2
+
+
+def test_pseudopotential_of_an_element_that_is_not_in_the_structure_does_not_count(tmp_path: Path) -> None:
+    iron = {"symbols": ["Fe"], "positions": [[0.0] * 3], "forces": [[0.0] * 3]}
+    labels = [label(1), with_silicon_of("f" * 32, number=2, result=None) | {"result": label(2, iron)["result"]}]
+    assert export_labels(labels, tmp_path / "train.extxyz").written == 2
+
+
+def test_pseudopotential_of_a_label_that_is_left_out_does_not_count(tmp_path: Path) -> None:
+    labels = [label(1), with_silicon_of("f" * 32, number=2, quality="softened"), with_silicon_of("f" * 32, number=1)]
+    assert export_labels(labels, tmp_path / "train.extxyz") == ExportSummary(1, 1, "cfg1")
+
+
+@pytest.mark.parametrize("pseudopotentials", [None, {}, {"Si": {"file": "Si.upf"}}, {"Si": "Si.upf"}])
+def test_label_that_does_not_name_its_pseudopotentials_is_damaged(tmp_path: Path, pseudopotentials: Any) -> None:
+    with pytest.raises(ParserError, match=r"label Si2-1 does not say which pseudopotential of (O|Si)"):
+        export_labels([label() | {"pseudopotentials": pseudopotentials}], tmp_path / "train.extxyz")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,141 @@
+"""What the LaunchPad knows of our Fireworks: their states, why they failed, and how they are run again."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dftfactory.store import launchpad_errors
+
+if TYPE_CHECKING:
+    from fireworks import LaunchPad, Workflow
+
+# Nothing more will happen to such a Firework by itself.
+_OVER = ("COMPLETED", "FIZZLED", "DEFUSED", "ARCHIVED")
+_OURS = {"spec.fingerprint": {"$exists": True}}
+
+
+@dataclass(frozen=True)
+class FireworkState:
+    """One Firework of ours."""
+
+    fw_id: int
+    state: str
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen to it by itself; where there is no label, it has failed to give one."""
+        return self.state in _OVER
+
+
+def find_fireworks(launchpad: LaunchPad, fingerprints: Iterable[str]) -> dict[str, FireworkState]:
+    """Fingerprint → its Firework; of several, one that still runs or will run, else the newest."""
+    found = launchpad.fireworks.find(
+        {"spec.fingerprint": {"$in": list(fingerprints)}},
+        {"_id": 0, "fw_id": 1, "state": 1, "spec.fingerprint": 1},
+    )
+    best_last = sorted(found, key=lambda entry: (entry["state"] not in _OVER, entry["fw_id"]))
+    return {entry["spec"]["fingerprint"]: FireworkState(entry["fw_id"], entry["state"]) for entry in best_last}
+
+
+def add_workflows(launchpad: LaunchPad, workflows: list[Workflow]) -> None:
+    """Add workflows in bulk: three to four times faster than one by one.
+
+    FireWorks draws all ids in one findAndModify, so that processes may add at once. A process that is killed between
+    its two inserts leaves workflows without a Firework: nothing runs them, and only `lpad get_wflows` shows them.
+    """
+    if not workflows:
+        return
+    # FireWorks draws a progress bar of its own, over ours.
+    with contextlib.redirect_stderr(io.StringIO()):
+        launchpad.bulk_add_wfs(workflows)
+
+
+def run_again(launchpad: LaunchPad, firework: FireworkState, workflow: Workflow) -> None:
+    """Set a Firework that is over to run once more, with the numerical parameters of `workflow`.
+
+    The fingerprint is the same, so it is the same label; the way to it may be what the user has changed.
+    """
+    spec = workflow.fws[0].spec
+    launchpad.fireworks.update_one(
+        {"fw_id": firework.fw_id, "state": firework.state},
+        {"$set": {f"spec.{key}": spec[key] for key in ("config", "pseudopotentials")}},
+    )
+    if firework.state == "DEFUSED":
+        launchpad.reignite_fw(firework.fw_id)
+    else:
+        launchpad.rerun_fw(firework.fw_id)
+
+
+def find_reasons(launchpad: LaunchPad, fireworks: Iterable[FireworkState]) -> dict[int, dict[str, Any]]:
+    """Firework id → why it is over: `reason` in words, `failure`, and `level` where it is known. Two queries."""
+    states = {firework.fw_id: firework.state for firework in fireworks}
+    last_launch = _last_launches(launchpad, {"fw_id": {"$in": list(states)}})
+    keys = ("_details.message", "_details.level", "_stacktrace")
+    exceptions = dict(_exceptions(launchpad, list(last_launch.values()), *keys))
+    return {
+        fw_id: _reason(fw_id, state, exceptions.get(last_launch.get(fw_id, -1), {})) for fw_id, state in states.items()
+    }
+
+
+@launchpad_errors()
+def count_fireworks(launchpad: LaunchPad) -> dict[str, int]:
+    """Return the number of our Fireworks by state; states that have none are left out."""
+    groups = launchpad.fireworks.aggregate(
+        [{"$match": _OURS}, {"$group": {"_id": "$state", "number": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
+    )
+    return {str(group["_id"]): int(group["number"]) for group in groups}
+
+
+@launchpad_errors()
+def count_failures(launchpad: LaunchPad) -> dict[str, int]:
+    """Return the number of FIZZLED Fireworks by failure, the most frequent first. Two queries."""
+    last_launch = _last_launches(launchpad, {**_OURS, "state": "FIZZLED"})
+    failures = Counter(_failure(exception) for _, exception in _exceptions(launchpad, list(last_launch.values())))
+    failures["UNKNOWN"] += len(last_launch) - failures.total()
+    return dict((+failures).most_common())
+
+
+def _last_launches(launchpad: LaunchPad, query: dict[str, Any]) -> dict[int, int]:
+    """Firework id → id of its last launch, -1 for one that was never launched."""
+    found = launchpad.fireworks.find(query, {"_id": 0, "fw_id": 1, "launches": 1})
+    return {entry["fw_id"]: max(entry.get("launches") or [-1]) for entry in found}
+
+
+def _exceptions(launchpad: LaunchPad, launch_ids: list[int], *more: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Launch id and what FireWorks kept of its exception, without the long history of our own."""
+    path = "action.stored_data._exception"
+    keys = ("_details.failure", "_details.error", *more)
+    found = launchpad.launches.find(
+        {"launch_id": {"$in": launch_ids}}, {"_id": 0, "launch_id": 1, **{f"{path}.{key}": 1 for key in keys}}
+    )
+    for launch in found:
+        stored = (launch.get("action") or {}).get("stored_data") or {}
+        yield launch["launch_id"], stored.get("_exception") or {}
+
+
+def _failure(exception: dict[str, Any]) -> str:
+    details = exception.get("_details") or {}
+    # A run that ended well and is no label has no failure of pw.x.
+    error = str(details.get("error", "UNKNOWN")).replace("CalculationError", "REJECTED")
+    return str(details.get("failure") or error)
+
+
+def _reason(fw_id: int, state: str, exception: dict[str, Any]) -> dict[str, Any]:
+    if state == "COMPLETED":
+        return {"reason": f"Firework {fw_id} is COMPLETED, but the LaunchPad has lost its label", "failure": "LOST"}
+    if state != "FIZZLED":
+        return {"reason": f"Firework {fw_id} was {state} by hand", "failure": state}
+    details = exception.get("_details") or {}
+    trace = str(exception.get("_stacktrace") or "").strip().splitlines()
+    if not trace:
+        said = (
+            f"Firework {fw_id} ended without a word: its worker was killed, or rlaunch runs where dftfactory is missing"
+        )
+    else:
+        said = details.get("message") or trace[-1]
+    return {"reason": str(said), "failure": _failure(exception), "level": details.get("level")}

@@ -1,0 +1,119 @@
+"""What is printed can be read on a terminal of 80 columns, in a file, and with any name in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from queue_helpers import label_for
+from rich.console import Console
+
+from dftfactory.display import candidate_table, print_result, print_status
+from dftfactory.results import DFTResult
+from dftfactory.store import LabelStore
+
+ROWS = [
+    {
+        "name": "Al111-slab",
+        "status": "COMPLETED",
+        "level": 3,
+        "iterations": 95,
+        "seconds": 12.34,
+        "energy": -12345.67891,
+        "max_force": 12.3456,
+    },
+    {"name": "H2O-in-a-big-box", "status": "FAILED", "failure": "SCF_NOT_CONVERGED", "reason": "see below"},
+    {"name": "[red]x[/red]", "status": "[bold]", "failure": "[/nothing]"},
+]
+
+
+def rendered(renderable: Any, **options: Any) -> str:
+    console = Console(width=80, **options)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+@pytest.fixture
+def result() -> DFTResult:
+    structure = {"symbols": ["H", "H"], "positions": np.zeros((2, 3)), "cell": np.eye(3) * 5, "pbc": [False] * 3}
+    spec = {"structure": structure, **dict.fromkeys(("calculation_id", "fingerprint", "config_hash", "formula"), "x")}
+    return DFTResult.from_dict(label_for({**spec, "pseudopotentials": {}})["result"])
+
+
+def test_candidates_fit_into_80_columns() -> None:
+    lines = rendered(candidate_table(ROWS)).splitlines()
+    assert max(len(line) for line in lines) <= 80
+    slab = next(line for line in lines if "Al111" in line)
+    assert slab.split() == ["Al111-slab", "COMPLETED", "3", "95", "12.3", "-12345.6789", "12.346"]
+    assert "H2O-in-a-big-box FAILED" in "\n".join(lines)
+
+
+def test_names_with_brackets_are_text_and_not_markup() -> None:
+    text = rendered(candidate_table(ROWS))
+    assert "[red]x[/red]" in text
+    assert "[bold]" in text
+    assert "[/nothing]" in text
+
+
+def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b" not in rendered(candidate_table(ROWS))
+    assert "\x1b[32mCOMPLETED" in rendered(candidate_table(ROWS), force_terminal=True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in rendered(candidate_table(ROWS), force_terminal=True)
+
+
+def test_result_has_units_and_the_sign_of_the_pressure(result: DFTResult, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stress is 0.125 eV/Å³ under tension, so the pressure is negative: 0.125 x 160.2177 GPa."""
+    print_result(result, Path("/runs/[red]si"))
+    printed = capsys.readouterr().out
+    values = dict(line.strip().split("  ", 1) for line in printed.splitlines())
+    assert values["energy"].strip() == "-215.00000000 eV"
+    assert float(values["pressure"].split()[0]) == pytest.approx(-0.125 * 160.2176634, abs=1e-3)
+    assert values["pressure"].endswith("GPa")
+    # sqrt(3) x 0.25 eV/Å
+    assert values["largest force"].strip() == "0.433013 eV/Å"
+    assert values["SCF iterations"].strip() == "11 in 1 run"
+    assert "/runs/[red]si" in values["files"]
+    assert "magnetization" not in values
+
+
+def test_softened_result_says_so(result: DFTResult, capsys: pytest.CaptureFixture[str]) -> None:
+    print_result(result.with_record(quality="softened", degauss=0.03), Path("x"))
+    assert "softened: at degauss = 0.03 Ry, not the prescribed one" in capsys.readouterr().out
+
+
+def test_long_paths_are_not_folded_in_a_pipe(result: DFTResult, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("/a/rather/deep/folder") / ("of_a_user_" * 8)
+    print_result(result, folder)
+    assert f"{folder} (label.json" in capsys.readouterr().out
+
+
+@pytest.mark.mongodb
+def test_status_of_an_empty_launchpad(launchpad: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    print_status(launchpad)
+    assert capsys.readouterr().out.split() == ["Fireworks", "none", "0", "Labels", "none", "0"]
+
+
+@pytest.mark.mongodb
+def test_status_counts_candidates_fireworks_labels(launchpad: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for n, level in enumerate((0, 0, 3)):
+        label = {"fingerprint": f"dft{n}", "level": level, "quality": "exact"}
+        LabelStore(launchpad).put(label)
+    launchpad.fireworks.insert_one({"fw_id": 1, "state": "FIZZLED", "spec": {"fingerprint": "dft9"}, "launches": []})
+    print_status(launchpad, {"SELECTED": 12, "COMPLETED": 3})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "Candidates",
+        "SELECTED 12",
+        "COMPLETED 3",
+        "Fireworks",
+        "FIZZLED 1",
+        "Labels",
+        "level 0, exact 2",
+        "level 3, exact 1",
+        "Why Fireworks are FIZZLED",
+        "UNKNOWN 1",
+    ]

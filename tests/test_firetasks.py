@@ -1,0 +1,365 @@
+"""RunDFT as a rocket runs it: label on disk, then in the store; every failure readable in the launch record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ase.db
+import bson
+import pytest
+from ase import Atoms
+from queue_helpers import (
+    label_for,
+    make_database,
+    rlaunch,
+    rows,
+    shifted,
+    specs,
+    start_rlaunch,
+    states,
+    statuses,
+    write_launchpad_file,
+)
+
+from dftfactory.config import DFTConfig, WorkerConfig
+from dftfactory.errors import ConfigError, PseudopotentialError, StructureError
+from dftfactory.firetasks import RunDFT, _claim_folder, _Spec
+from dftfactory.labels import structure_to_dict
+from dftfactory.pipeline import submit, sync, write_workflows
+from dftfactory.pseudos import load_pseudopotentials
+from dftfactory.store import LabelStore
+from dftfactory.workflows import make_spec
+
+FakePw = Callable[..., WorkerConfig]
+
+
+@pytest.fixture
+def spec(si_atoms: Atoms, fake_config: DFTConfig) -> dict[str, Any]:
+    """The specification of a Firework as it comes out of a file, with a worker that has no pw.x."""
+    folder = Path(fake_config.pseudopotential_dir or "")
+    pseudopotentials = load_pseudopotentials(["Si"], folder, fake_config.pseudopotentials)
+    values = make_spec(si_atoms, "si", fake_config, pseudopotentials)
+    return {**json.loads(json.dumps(values)), "_fw_env": {"pw_command": "/nonexistent/pw.x"}}
+
+
+def last_launch(launchpad: Any, fw_id: int = 1) -> dict[str, Any]:
+    launches = launchpad.fireworks.find_one({"fw_id": fw_id})["launches"]
+    return dict(launchpad.launches.find_one({"launch_id": launches[-1]}))
+
+
+# Specifications that are not the ones that were submitted
+
+
+@pytest.mark.parametrize("key", ["calculation_id", "fingerprint", "config", "pseudopotentials", "structure"])
+def test_missing_key_is_named(spec: dict[str, Any], key: str) -> None:
+    del spec[key]
+    with pytest.raises(ConfigError, match=f"damaged: KeyError.'{key}'.; submit it again"):
+        RunDFT().run_task(spec)
+
+
+def test_structure_that_was_changed_is_refused(spec: dict[str, Any], si_atoms: Atoms) -> None:
+    """The label would be stored under the name of another structure."""
+    spec["structure"] = structure_to_dict(shifted(si_atoms, 0.001))
+    with pytest.raises(ConfigError, match="it was changed after it was submitted; submit it again"):
+        RunDFT().run_task(spec)
+
+
+def test_label_parameter_that_was_changed_is_refused(spec: dict[str, Any]) -> None:
+    spec["config"]["ecutwfc"] = 10.0
+    with pytest.raises(ConfigError, match="it was changed after it was submitted"):
+        RunDFT().run_task(spec)
+
+
+def test_damaged_structure_and_configuration_are_named(spec: dict[str, Any]) -> None:
+    with pytest.raises(StructureError, match="the structure of the specification is damaged"):
+        RunDFT().run_task({**spec, "structure": {**spec["structure"], "positions": [[0, 0, 0]]}})
+    with pytest.raises(ConfigError, match="ecutwfc = -1"):
+        RunDFT().run_task({**spec, "config": {**spec["config"], "ecutwfc": -1}})
+
+
+def test_element_without_pseudopotential_is_named(spec: dict[str, Any]) -> None:
+    spec["structure"]["symbols"] = ["Si", "Ge"]
+    with pytest.raises(ConfigError, match="pseudopotential of Ge"):
+        RunDFT().run_task(spec)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "..", "a/b", "", "x\ny", "2026-01-01 12:00:00"])  # noqa: S108
+def test_calculation_id_that_leaves_its_folder_is_refused(spec: dict[str, Any], name: str) -> None:
+    """Whoever can write to the LaunchPad must not choose where on the disk a calculation writes."""
+    spec["calculation_id"] = name
+    with pytest.raises(ConfigError, match="not fit for the name of a folder"):
+        RunDFT().run_task(spec)
+
+
+@pytest.mark.parametrize("file", ["/etc/passwd", "../x", "a/../../x", ".."])
+def test_pseudopotential_outside_of_its_folder_is_refused(
+    spec: dict[str, Any], file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec["pseudopotentials"]["Si"]["file"] = file
+    with pytest.raises(PseudopotentialError, match="must be a bare file name"):
+        RunDFT().run_task(spec)
+
+
+def test_pseudopotential_of_another_content_is_refused(
+    spec: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another node, another version of the file of the same name: the labels would not fit together."""
+    monkeypatch.chdir(tmp_path)
+    file = Path(spec["config"]["pseudopotential_dir"]) / "Si.pz-vbc.UPF"
+    file.write_text(file.read_text().replace("Author", "author"))
+    with pytest.raises(PseudopotentialError, match=r"expected .*: use the same file on every node"):
+        RunDFT().run_task(spec)
+
+
+def test_settings_of_the_worker_that_cannot_be_used(spec: dict[str, Any]) -> None:
+    spec["_fw_env"] = {"pw_comand": "pw.x", "npool": 0}
+    with pytest.raises(ConfigError, match=r"`env` of this worker's my_fworker\.yaml.*did you mean pw_command") as error:
+        RunDFT().run_task(spec)
+    assert {problem["key"] for problem in error.value.to_dict()["problems"]} == {"pw_comand", "npool"}
+
+
+def test_each_calculation_claims_a_folder_of_its_own(spec: dict[str, Any], tmp_path: Path) -> None:
+    """Eight at once in one folder, and one more where a calculation without a claim is."""
+    start = threading.Barrier(8)
+    launch_dir = tmp_path / "run"
+    launch_dir.mkdir()
+
+    def claim(_: int) -> Path:
+        start.wait()
+        return _claim_folder(launch_dir, _Spec(spec))
+
+    with ThreadPoolExecutor(8) as threads:
+        folders = list(threads.map(claim, range(8)))
+    assert sorted(folders) == sorted([launch_dir, launch_dir / "si", *(launch_dir / f"si_{n}" for n in range(1, 7))])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "history.json").write_text("{}")
+    assert _claim_folder(tmp_path / "other", _Spec(spec)) == tmp_path / "other" / "si"
+
+
+# Rockets with the stand-in pw.x
+
+
+@pytest.fixture
+def queued(launchpad: Any, fake_config: DFTConfig, si_atoms: Atoms, tmp_path: Path) -> Any:
+    """One candidate `a` in the queue: the structure that the stand-in pw.x has recorded runs of."""
+    db = make_database(tmp_path / "c.db", si_atoms)
+    submit(db, fake_config, launchpad)
+    return db
+
+
+@pytest.mark.mongodb
+def test_label_is_on_disk_in_the_store_and_in_the_launch(
+    launchpad: Any, queued: Any, fake_pw: FakePw, tmp_path: Path
+) -> None:
+    worker = fake_pw("scf_still", "converged")
+    printed = rlaunch(launchpad, tmp_path / "run", worker)
+    assert states(launchpad) == {1: "COMPLETED"}, printed
+    on_disk = json.loads((tmp_path / "run" / "label.json").read_text())
+    assert LabelStore(launchpad).get(rows(queued)["a"].fingerprint) == on_disk
+    stored = last_launch(launchpad)["action"]["stored_data"]
+    assert stored["calculation_id"] == "a"
+    assert (stored["level"], stored["quality"], stored["runs"]) == (1, "exact", 2)
+    assert stored["energy"] == on_disk["result"]["energy"]
+    assert stored["run_dir"] == str(tmp_path / "run")
+    assert list((tmp_path / "run").glob("**/*wfc*")) == []
+
+
+@pytest.mark.mongodb
+def test_failure_is_readable_in_the_launch_record(launchpad: Any, queued: Any, fake_pw: FakePw, tmp_path: Path) -> None:
+    """Plain values that MongoDB, JSON and the web GUI take, and the whole history among them."""
+    rlaunch(launchpad, tmp_path / "run", fake_pw("out_of_memory"))
+    assert states(launchpad) == {1: "FIZZLED"}
+    exception = last_launch(launchpad)["action"]["stored_data"]["_exception"]
+    details = exception["_details"]
+    assert json.loads(json.dumps(details)) == details
+    assert bson.decode(bson.encode(details)) == details
+    assert (details["error"], details["failure"], details["level"]) == ("CalculationError", "OUT_OF_MEMORY", 0)
+    assert all("outcome" in attempt for attempt in details["history"])
+    assert details["message"] in exception["_stacktrace"]
+    assert not (tmp_path / "run" / "label.json").exists()
+    sync(queued, launchpad)
+    assert (rows(queued)["a"].status, rows(queued)["a"].failure) == ("FAILED", "OUT_OF_MEMORY")
+
+
+@pytest.mark.mongodb
+def test_softened_label_is_kept_and_the_firework_fizzles(
+    launchpad: Any, fake_config: DFTConfig, queued: Any, fake_pw: FakePw, tmp_path: Path
+) -> None:
+    still = ["scf_still"] * 3
+    worker = fake_pw(*still, "anneal_hot", "anneal_warm", "scf_still", "softened")
+    printed = rlaunch(launchpad, tmp_path / "run", worker)
+    assert states(launchpad) == {1: "FIZZLED"}, printed
+    label = LabelStore(launchpad).get(rows(queued)["a"].fingerprint)
+    assert label is not None
+    assert (label["quality"], label["level"]) == ("softened", 3)
+    details = last_launch(launchpad)["action"]["stored_data"]["_exception"]["_details"]
+    assert (details["failure"], details["quality"]) == ("SCF_NOT_CONVERGED", "softened")
+    assert "asked for" in details["message"]
+
+
+@pytest.mark.mongodb
+def test_label_of_the_same_fingerprint_is_reused_without_a_run(launchpad: Any, queued: Any, tmp_path: Path) -> None:
+    """`lpad add` of the same file twice; the worker has no pw.x, so that a run would fail."""
+    LabelStore(launchpad).put(label_for(specs(launchpad)["a"]))
+    rlaunch(launchpad, tmp_path / "run", {"pw_command": "/nonexistent/pw.x"})
+    assert states(launchpad) == {1: "COMPLETED"}
+    stored = last_launch(launchpad)["action"]["stored_data"]
+    assert stored["reused"] is True
+    assert stored["energy"] == -215.0
+
+
+@pytest.mark.mongodb
+@pytest.mark.parametrize("place", [".", "a", "a_1"])
+def test_label_on_disk_that_was_never_stored_is_picked_up(
+    launchpad: Any, queued: Any, tmp_path: Path, place: str
+) -> None:
+    """The database was away at the end of the last launch: nothing finished is computed again."""
+    for name in ("a", "a_1"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / place / "label.json").write_text(json.dumps(label_for(specs(launchpad)["a"])))
+    rlaunch(launchpad, tmp_path / "run", {"pw_command": "/nonexistent/pw.x"})
+    assert states(launchpad) == {1: "COMPLETED"}
+    assert sync(queued, launchpad).completed == 1
+    assert rows(queued)["a"].energy == -215.0
+
+
+@pytest.mark.mongodb
+def test_label_of_another_calculation_in_the_folder_is_not_taken(
+    launchpad: Any, queued: Any, fake_pw: FakePw, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    other = {**label_for(specs(launchpad)["a"]), "fingerprint": "dft0"}
+    (tmp_path / "run" / "label.json").write_text(json.dumps(other))
+    (tmp_path / "run" / "history.json").write_text("{}")
+    rlaunch(launchpad, tmp_path / "run", fake_pw("converged"))
+    assert states(launchpad) == {1: "COMPLETED"}
+    assert json.loads((tmp_path / "run" / "label.json").read_text()) == other
+    assert (tmp_path / "run" / "a" / "label.json").is_file()
+
+
+@pytest.mark.mongodb
+def test_rockets_in_one_folder_do_not_meet(
+    launchpad: Any, queued: Any, fake_config: DFTConfig, si_atoms: Atoms, fake_pw: FakePw, tmp_path: Path
+) -> None:
+    """`rlaunch singleshot` launches where it is called, two at once and a third one later."""
+    third = make_database(tmp_path / "d.db", si_atoms, shifted(si_atoms, 0.1), calculation_id="x")
+    third.update(2, calculation_id="y")
+    submit(third, fake_config.model_copy(update={"ecutwfc": 20.0}), launchpad)
+    worker = fake_pw("killed")
+    rockets = [start_rlaunch(launchpad, tmp_path / "run", worker, "singleshot") for _ in range(2)]
+    for rocket in rockets:
+        rocket.communicate(timeout=60)
+    rlaunch(launchpad, tmp_path / "run", worker)
+    assert states(launchpad) == {1: "FIZZLED", 2: "FIZZLED", 3: "FIZZLED"}
+    histories = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("**/history.json")]
+    assert sorted(history["calculation_id"] for history in histories) == ["a", "x", "y"]
+    details = [last_launch(launchpad, n)["action"]["stored_data"]["_exception"]["_details"] for n in (1, 2, 3)]
+    assert [entry["failure"] for entry in details] == ["KILLED"] * 3
+    assert len({entry["run_dir"] for entry in details}) == 3
+
+
+@pytest.mark.mongodb
+def test_bad_env_of_the_worker_fizzles_with_a_clear_reason(launchpad: Any, queued: Any, tmp_path: Path) -> None:
+    rlaunch(launchpad, tmp_path / "run", {"pw_comand": "pw.x"})
+    sync(queued, launchpad)
+    row = rows(queued)["a"]
+    assert (row.status, row.failure) == ("FAILED", "ConfigError")
+    assert "did you mean pw_command?" in row.reason
+
+
+@pytest.mark.mongodb
+def test_settings_of_the_worker_decide_how_pw_is_started(
+    launchpad: Any, queued: Any, fake_pw: FakePw, tmp_path: Path
+) -> None:
+    launcher = tmp_path / "launcher"
+    launcher.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\nshift\nexec "$@"\n')
+    launcher.chmod(0o755)
+    (tmp_path / "scratch").mkdir()
+    worker = fake_pw("converged", mpi_command=f"{launcher} {{cores}}", scratch_dir=str(tmp_path / "scratch"))
+    rlaunch(launchpad, tmp_path / "run", {**worker.to_dict(), "parallel_cores": 4, "npool": 2})
+    arguments = (tmp_path / "arguments").read_text()
+    assert arguments == f"4 {tmp_path}/fake_pw/pw.x -nk 2 -in pw.in\n"
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.mongodb
+def test_lpad_add_of_a_written_file_gives_the_same_label(
+    launchpad: Any, fake_config: DFTConfig, si_atoms: Atoms, fake_pw: FakePw, tmp_path: Path
+) -> None:
+    """Nothing but the file: the database of candidates is on another machine, and sync finds the label."""
+    db = make_database(tmp_path / "c.db", si_atoms)
+    write_workflows(db, fake_config, tmp_path / "wf")
+    lpad = [sys.executable, "-m", "fireworks.scripts.lpad_run", "-l", str(write_launchpad_file(launchpad, tmp_path))]
+    subprocess.run([*lpad, "add", str(tmp_path / "wf" / "a.json")], check=True, capture_output=True)
+    rlaunch(launchpad, tmp_path / "run", fake_pw("converged"), "rapidfire")
+    assert sync(db, launchpad).completed == 1
+    label = LabelStore(launchpad).get(rows(db)["a"].fingerprint)
+    assert label is not None
+    assert rows(db)["a"].energy == label["result"]["energy"]
+
+
+@pytest.mark.mongodb
+def test_rocket_without_dftfactory_leaves_a_hint(
+    launchpad: Any, queued: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FireWorks in another environment: it cannot read the Firework, launches nothing and marks it FIZZLED."""
+    (tmp_path / "empty" / "dftfactory").mkdir(parents=True)
+    (tmp_path / "empty" / "dftfactory" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "empty")
+    rlaunch(launchpad, tmp_path / "run", {})
+    sync(queued, launchpad)
+    assert "rlaunch runs where dftfactory is missing" in rows(queued)["a"].reason
+
+
+# Rockets with the real pw.x
+
+
+@pytest.mark.pw
+@pytest.mark.mongodb
+def test_h2_in_a_box_through_submit_rlaunch_and_sync(
+    launchpad: Any, config: DFTConfig, h2_atoms: Atoms, tmp_path: Path
+) -> None:
+    db = make_database(tmp_path / "c.db", h2_atoms)
+    assert submit(db, config, launchpad).added == 1
+    printed = rlaunch(launchpad, tmp_path / "run", {"pw_command": "pw.x", "parallel_cores": 1}, "rapidfire")
+    assert states(launchpad) == {1: "COMPLETED"}, printed
+    assert sync(db, launchpad).completed == 1
+
+    [row] = ase.db.connect(tmp_path / "c.db").select()
+    assert row.status == "COMPLETED"
+    assert (row.level, row.quality) == (0, "exact")
+    # H2 with LDA is at -2.27 Ry; 15 Ry of cutoff and a small box leave it a few tenths of an eV above.
+    assert row.energy == pytest.approx(-2.27 * 13.605693, abs=1.0)
+    assert abs(row.forces.sum(axis=0)).max() < 1e-3
+    assert row.forces.shape == (2, 3)
+    assert row.stress.shape == (6,)
+    assert not row.pbc.any()
+    run_dirs = [path.parent for path in (tmp_path / "run").glob("**/label.json")]
+    assert len(run_dirs) == 1
+    left = [path.name for path in tmp_path.rglob("*") if "wfc" in path.name or path.name == "pwscf.save"]
+    assert left == []
+
+
+@pytest.mark.pw
+@pytest.mark.mongodb
+def test_real_worker_without_its_pseudopotential(
+    launchpad: Any, config: DFTConfig, si_atoms: Atoms, tmp_path: Path, pseudo_dir: Path
+) -> None:
+    """`pseudopotential_dir` of the worker wins over the one of the submitting machine, and its file is another."""
+    (tmp_path / "node").mkdir()
+    shutil.copy(pseudo_dir / "Si.pbe-rrkj.UPF", tmp_path / "node" / "Si.pz-vbc.UPF")
+    db = make_database(tmp_path / "c.db", si_atoms)
+    submit(db, config, launchpad)
+    rlaunch(launchpad, tmp_path / "run", {"pw_command": "pw.x", "pseudopotential_dir": str(tmp_path / "node")})
+    sync(db, launchpad)
+    assert statuses(db) == {"a": "FAILED"}
+    assert "use the same file on every node" in rows(db)["a"].reason

@@ -1,0 +1,369 @@
+"""QEJob: how pw.x is started, stopped with all its ranks, and cleaned up behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
+
+from dftfactory import jobs
+from dftfactory.config import DFTConfig, WorkerConfig
+from dftfactory.history import start_history
+from dftfactory.jobs import PwProcess, QEJob, clean_up, kill_orphans, session_members
+from dftfactory.runner import QERunner
+
+FakePw = Callable[..., WorkerConfig]
+# A launcher whose rank has a process group of its own, as Open MPI's ranks have, and outlives it.
+LAUNCHER = """
+import os, subprocess, sys, time
+rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], preexec_fn=lambda: os.setpgid(0, 0))
+open("rank", "w").write(str(rank.pid))
+{then}
+"""
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something has happened; its own time is not tested."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def launcher(folder: Path, then: str) -> WorkerConfig:
+    """A worker whose pw.x is a launcher that leaves its rank behind."""
+    program = folder / "launcher.py"
+    program.write_text(LAUNCHER.format(then=then))
+    return WorkerConfig(pw_command=[sys.executable, str(program)])
+
+
+def lives(pid: int) -> bool:
+    try:
+        state = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
+# Start and end
+
+
+def test_the_exit_status_is_on_disk_as_soon_as_the_end_is_seen(tmp_path: Path) -> None:
+    for n, see in enumerate((PwProcess.wait, lambda process: wait_for(lambda: process.poll() is not None))):
+        process = PwProcess(["sh", "-c", "exit 3"], tmp_path / f"status{n}")
+        see(process)
+        assert (tmp_path / f"status{n}").read_text() == "3\n"
+
+
+def test_a_signal_is_a_negative_exit_status(tmp_path: Path) -> None:
+    process = PwProcess(["sh", "-c", "kill -KILL $$"], tmp_path / "exit_status")
+    process.wait()
+    assert (tmp_path / "exit_status").read_text() == "-9\n"
+
+
+def test_the_status_of_a_process_is_not_written_twice(tmp_path: Path) -> None:
+    """The file may have been moved to attempt_0/ meanwhile: a new one would speak for an attempt that was not run."""
+    process = PwProcess(["true"], tmp_path / "exit_status")
+    process.wait()
+    (tmp_path / "exit_status").unlink()
+    process.poll()
+    process.stop()
+    assert not (tmp_path / "exit_status").exists()
+
+
+def test_ranks_and_pools_of_the_present_attempt_win_over_the_workers(tmp_path: Path) -> None:
+    job = QEJob(WorkerConfig(mpi_command="mpirun -np {cores}", parallel_cores=4, npool=2))
+    assert job.command(tmp_path) == ["mpirun", "-np", "4", "pw.x", "-nk", "2", "-in", "pw.in"]
+    start_history(tmp_path, "si", {"parallel_cores": 2, "npool": 1}, {}, None)
+    assert job.command(tmp_path) == ["mpirun", "-np", "2", "pw.x", "-in", "pw.in"]
+
+
+def test_no_shell_reads_the_command(tmp_path: Path) -> None:
+    job = QEJob(WorkerConfig(pw_command=["/bin/echo", "$HOME; touch here"]))
+    process = job.run(str(tmp_path))
+    assert process is not None
+    process.wait()
+    assert (tmp_path / "pw.out").read_text() == "$HOME; touch here -in pw.in\n"
+    assert not (tmp_path / "here").exists()
+
+
+def test_a_program_that_cannot_be_started_says_so_as_a_shell_would(tmp_path: Path) -> None:
+    assert QEJob(WorkerConfig(pw_command="/nowhere/pw.x")).run(str(tmp_path)) is None
+    assert (tmp_path / "pw.err").read_text() == "/nowhere/pw.x: No such file or directory\n"
+    assert (tmp_path / "exit_status").read_text() == "127\n"
+
+
+# Stopping
+
+
+def test_terminate_stops_launcher_and_ranks(tmp_path: Path) -> None:
+    job = QEJob(launcher(tmp_path, "time.sleep(600)"))
+    process = job.run(str(tmp_path))
+    assert process is not None
+    wait_for(lambda: len(session_members(process.pid)) == 2)
+    job.terminate()
+    assert session_members(process.pid) == []
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_terminate_kills_what_does_not_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SECONDS_TO_DIE", 0.1)
+    job = QEJob(
+        launcher(tmp_path, "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)")
+    )
+    process = job.run(str(tmp_path))
+    assert process is not None
+    wait_for(lambda: (tmp_path / "pw.out").stat().st_size > 0)
+    job.terminate()
+    assert process.returncode == -signal.SIGKILL
+    assert session_members(process.pid) == []
+
+
+def test_a_second_interrupt_while_it_stops_does_not_leave_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = QEJob(launcher(tmp_path, "time.sleep(600)"))
+    process = job.run(str(tmp_path))
+    assert process is not None
+    wait_for(lambda: len(session_members(process.pid)) == 2)
+    wait = process.wait
+
+    def interrupted(timeout: float | None = None) -> int:
+        if timeout is not None:
+            raise KeyboardInterrupt
+        return wait()
+
+    monkeypatch.setattr(process, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        job.terminate()
+    assert session_members(process.pid) == []
+
+
+@pytest.mark.parametrize(("then", "status"), [("sys.exit(7)", 7), ("os.kill(os.getpid(), 9)", -9)])
+def test_a_launcher_that_dies_leaves_no_rank_to_write_into_the_next_attempt(
+    then: str, status: int, tmp_path: Path
+) -> None:
+    process = QEJob(launcher(tmp_path, then)).run(str(tmp_path))
+    assert process is not None
+    assert process.wait() == status
+    assert not lives(int((tmp_path / "rank").read_text()))
+
+
+def test_an_interrupt_between_the_fork_and_the_end_of_the_start_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def start(self: subprocess.Popen[bytes], *arguments: object) -> None:
+        execute(self, *arguments)
+        started.append(self.pid)
+        raise KeyboardInterrupt
+
+    execute = subprocess.Popen._execute_child  # type: ignore[attr-defined]  # private, and the only place to interrupt
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", start)
+    with pytest.raises(KeyboardInterrupt):
+        PwProcess(["sleep", "600"], tmp_path / "exit_status")
+    assert not lives(started[0])
+
+
+def test_members_of_a_session_are_its_living_processes_and_no_others(tmp_path: Path) -> None:
+    process = PwProcess(["sh", "-c", "sleep 600 & (exit 0) & sleep 600"], tmp_path / "exit_status")
+    other = PwProcess(["sleep", "600"], tmp_path / "other")
+    try:
+        wait_for(lambda: len(session_members(process.pid)) == 3)
+        assert other.pid not in session_members(process.pid)
+        assert os.getpid() not in session_members(process.pid)
+    finally:
+        process.stop()
+        other.stop()
+    assert session_members(process.pid) == []
+
+
+def test_a_number_that_the_kernel_has_given_to_another_session_is_not_touched(tmp_path: Path) -> None:
+    """As if our leader had ended, and its pid were that of a stranger's session by now."""
+    stranger = PwProcess(["sleep", "600"], tmp_path / "exit_status")
+    try:
+        kill_orphans(stranger.pid)
+        assert stranger.poll() is None
+    finally:
+        stranger.stop()
+
+
+# Cleaning up
+
+
+def fill(out: Path) -> None:
+    (out / "pwscf.save").mkdir(parents=True)
+    for name in ("pwscf.xml", "pwscf.wfc1", "pwscf.mix1", "pwscf.save/charge-density.dat"):
+        (out / name).write_text(name)
+
+
+def test_only_the_xml_stays_in_out(tmp_path: Path) -> None:
+    fill(tmp_path / "out")
+    (tmp_path / "pwscf.wfc2").write_text("of a rank that died")
+    clean_up(tmp_path)
+    clean_up(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["out", "out/pwscf.xml"]
+    assert (tmp_path / "out" / "pwscf.xml").read_text() == "pwscf.xml"
+
+
+def test_scratch_is_removed_and_the_xml_becomes_a_real_file(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch" / "dftfactory-x"
+    fill(scratch)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "out").symlink_to(scratch)
+    clean_up(run_dir)
+    assert not scratch.exists()
+    assert not (run_dir / "out").is_symlink()
+    assert [path.name for path in (run_dir / "out").iterdir()] == ["pwscf.xml"]
+    assert [path.name for path in run_dir.iterdir()] == ["out"]
+
+
+def test_a_users_own_link_is_not_followed_to_delete_what_is_theirs(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    fill(theirs)
+    (theirs / "thesis.tex").write_text("ten years of work")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "out").symlink_to(theirs)
+    clean_up(run_dir)
+    assert [path.name for path in theirs.iterdir()] == ["thesis.tex"]
+
+
+def test_an_xml_that_cannot_be_saved_stays_on_scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "dftfactory-x"
+    fill(scratch)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "out").symlink_to(scratch)
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs.shutil, "copy2", full)
+    clean_up(run_dir)
+    assert (run_dir / "out" / "pwscf.xml").read_text() == "pwscf.xml"
+
+
+def test_two_runs_with_one_scratch_disk_do_not_meet(tmp_path: Path) -> None:
+    worker = WorkerConfig(pw_command="true", scratch_dir=str(tmp_path / "scratch"))
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        folder.mkdir()
+        process = QEJob(worker).run(str(folder))
+        assert process is not None
+        process.wait()
+    targets = {(folder / "out").resolve() for folder in folders}
+    assert len(targets) == 2
+    clean_up(folders[0])
+    assert {path.resolve() for path in (tmp_path / "scratch").iterdir()} == {(folders[1] / "out").resolve()}
+
+
+def test_scratch_that_was_swept_meanwhile_is_made_anew(tmp_path: Path) -> None:
+    job = QEJob(WorkerConfig(pw_command="true", scratch_dir=str(tmp_path / "scratch")))
+    for _ in range(2):
+        process = job.run(str(tmp_path))
+        assert process is not None
+        process.wait()
+        shutil.rmtree(tmp_path / "scratch")
+    assert (tmp_path / "exit_status").read_text() == "0\n"
+
+
+# The real program
+
+# `mpirun -np 2` of a cell that takes many seconds; the run is in a process of its own, to be signalled.
+LONG_RUN = """
+from ase.io import read
+from dftfactory.config import DFTConfig, WorkerConfig
+from dftfactory.runner import QERunner
+QERunner(DFTConfig.from_yaml("dft.yaml"), WorkerConfig.from_yaml("worker.yaml")).run(read("atoms.xyz"), "run", "long")
+"""
+
+
+@contextlib.contextmanager
+def long_run(folder: Path, config: DFTConfig, atoms: Atoms) -> Iterator[subprocess.Popen[bytes]]:
+    """A QERunner at work in another process, with an SCF iteration in its pw.out."""
+    write(folder / "atoms.xyz", atoms)
+    (folder / "dft.yaml").write_text(json.dumps(config.to_dict()))
+    worker = {
+        "mpi_command": "mpirun --oversubscribe -np {cores}",
+        "parallel_cores": 2,
+        "scratch_dir": str(folder / "s"),
+    }
+    (folder / "worker.yaml").write_text(json.dumps(worker))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    runner = subprocess.Popen([sys.executable, "-c", LONG_RUN], cwd=folder, env=environment, stderr=subprocess.PIPE)
+    output = folder / "run" / "pw.out"
+    try:
+        wait_for(lambda: runner.poll() is not None or (output.is_file() and "iteration #  1" in output.read_text()))
+        yield runner
+    finally:
+        runner.kill()
+        runner.communicate()
+
+
+def ranks_of(folder: Path) -> list[int]:
+    """Processes that work in the run folder: mpirun and the ranks of its pw.x."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").resolve() == (folder / "run").resolve() and lives(int(process.name)):
+                found.append(int(process.name))
+    return found
+
+
+@pytest.mark.pw
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_running_pw_x_is_stopped_with_its_ranks_when_python_is(
+    number: signal.Signals, config: DFTConfig, tmp_path: Path
+) -> None:
+    atoms = bulk("Al", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    with long_run(tmp_path, config.model_copy(update={"kspacing": 0.2}), atoms) as runner:
+        assert len(ranks_of(tmp_path)) == 3
+        runner.send_signal(number)
+        runner.wait()
+        assert ranks_of(tmp_path) == []
+    assert runner.returncode == (128 + number if number != signal.SIGINT else -signal.SIGINT)
+    left = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert left == ["custodian.json", "exit_status", "history.json", "out", "pw.err", "pw.in", "pw.out"]
+    assert list((tmp_path / "run" / "out").iterdir()) == []
+    assert list((tmp_path / "s").iterdir()) == []
+
+
+@pytest.mark.pw
+def test_after_the_launcher_was_killed_the_run_is_repeated_without_its_old_ranks(
+    config: DFTConfig, tmp_path: Path
+) -> None:
+    atoms = bulk("Al", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    settings = {"mpi_command": "mpirun --oversubscribe -np {cores}", "parallel_cores": 2}
+    old: list[int] = []
+
+    def kill_mpirun() -> None:
+        output = tmp_path / "run" / "pw.out"
+        wait_for(lambda: output.is_file() and "iteration #  1" in output.read_text())
+        old.extend(ranks_of(tmp_path))
+        os.kill(min(old), signal.SIGKILL)  # mpirun was there first
+
+    killer = threading.Thread(target=kill_mpirun)
+    killer.start()
+    result = QERunner(config, WorkerConfig(**settings)).run(atoms, tmp_path / "run")
+    killer.join()
+    assert [attempt["outcome"] for attempt in result.history] == ["KILLED", "CONVERGED"]
+    assert len(old) == 3
+    assert not any(lives(pid) for pid in old)

@@ -1,0 +1,124 @@
+"""QERunner with the real pw.x: the same numbers as pw.x alone, whichever way they were reached."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc100
+
+from dftfactory.config import DFTConfig, LadderLevel, WorkerConfig
+from dftfactory.results import DFTResult
+from dftfactory.runner import QERunner
+
+pytestmark = pytest.mark.pw
+
+RYDBERG = 27.211386245988 / 2  # eV, CODATA 2018
+
+
+@pytest.fixture
+def al_atoms() -> Atoms:
+    """Four Al atoms off their sites."""
+    atoms = bulk("Al", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    return atoms
+
+
+def serial() -> WorkerConfig:
+    return WorkerConfig(parallel_cores=1)
+
+
+def label(config: DFTConfig, atoms: Atoms, run_dir: Path, worker: WorkerConfig | None = None) -> DFTResult:
+    return QERunner(config, worker or serial()).run(atoms, run_dir)
+
+
+def test_the_energy_is_that_of_pw_x_alone_on_the_same_input(config: DFTConfig, si_atoms: Atoms, tmp_path: Path) -> None:
+    result = label(config, si_atoms, tmp_path / "run")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "pw.in").write_text((tmp_path / "run" / "pw.in").read_text())
+    environment = {**os.environ, **serial().process_environment()}
+    subprocess.run(serial().command(1, 1), cwd=alone, env=environment, capture_output=True, check=True)
+    energy = re.findall(r"<etot>(\S+)</etot>", (alone / "out" / "pwscf.xml").read_text())[-1]
+    assert result.energy == pytest.approx(float(energy) * 2 * RYDBERG, abs=1e-8)
+    assert (result.level, result.source, result.n_ranks) == (0, "xml", 1)
+    assert [path.name for path in (tmp_path / "run" / "out").iterdir()] == ["pwscf.xml"]
+
+
+def test_a_slab_whose_charge_sloshes_at_level_0_converges_at_level_1(config: DFTConfig, tmp_path: Path) -> None:
+    """Eight layers with plain mixing: at beta 0.7 the charge swings between the surfaces, at 0.3 it settles."""
+    slab = fcc100("Al", (1, 1, 8), vacuum=8)
+    slab.pbc = True
+    slab.rattle(0.05, seed=1)
+    changes = {"mixing_mode": "plain", "ecutwfc": 10.0, "kspacing": 0.8, "electron_maxstep": 12}
+    result = label(config.model_copy(update=changes), slab, tmp_path / "run")
+    assert result.history[0]["outcome"] == "SCF_NOT_CONVERGED"
+    assert (result.level, result.quality) == (1, "exact")
+    assert result.scf_error <= 8 * 1e-9
+
+
+def test_the_anneal_gives_the_label_of_the_direct_way(config: DFTConfig, al_atoms: Atoms, tmp_path: Path) -> None:
+    direct = label(config, al_atoms, tmp_path / "direct")
+    stages = [{"degauss_above": 0.04, "conv_thr": 1e-4}, {"degauss_above": 0.01, "conv_thr": 1e-5}, {}]
+    anneal = LadderLevel(name="anneal", electron_maxstep=80, mixing_ndim=20, anneal=stages)
+    # One iteration at level 0 can neither converge nor show that it gains.
+    forced = config.model_copy(update={"electron_maxstep": 1, "ladder": [anneal]})
+    annealed = label(forced, al_atoms, tmp_path / "annealed")
+    assert [attempt["outcome"] for attempt in annealed.history] == [
+        "SCF_NOT_CONVERGED",
+        "STAGE_CONVERGED",
+        "STAGE_CONVERGED",
+        "CONVERGED",
+    ]
+    assert (annealed.level, annealed.degauss, annealed.quality) == (1, 0.02, "exact")
+    assert abs(annealed.energy - direct.energy) / 4 < 1e-5  # 0.01 meV/atom
+    assert np.abs(annealed.forces - direct.forces).max() < 1e-3  # 1 meV/Å
+    assert direct.max_force > 0.1  # the forces of the cell are a thousand times larger
+
+
+def test_a_continued_run_gives_the_label_of_a_run_in_one_piece(
+    config: DFTConfig, al_atoms: Atoms, tmp_path: Path
+) -> None:
+    whole = label(config, al_atoms, tmp_path / "whole")
+    pieces = label(config.model_copy(update={"electron_maxstep": 4}), al_atoms, tmp_path / "pieces")
+    assert [attempt["outcome"] for attempt in pieces.history] == ["SCF_NOT_CONVERGED", "CONVERGED"]
+    assert pieces.history[1]["parameters"]["startingpot"] == "file"
+    assert pieces.level == 0
+    assert abs(pieces.energy - whole.energy) / 4 < 1e-5  # eV/atom
+    assert np.abs(pieces.forces - whole.forces).max() < 1e-3  # eV/Å
+
+
+def test_two_ranks_in_two_pools_give_the_serial_energy(config: DFTConfig, si_atoms: Atoms, tmp_path: Path) -> None:
+    one = label(config, si_atoms, tmp_path / "one")
+    worker = WorkerConfig(mpi_command="mpirun --oversubscribe -np {cores}", parallel_cores=2, npool=2)
+    two = label(config, si_atoms, tmp_path / "two", worker)
+    assert two.n_ranks == 2
+    assert two.energy == pytest.approx(one.energy, abs=1e-6)
+
+
+def test_too_few_bands_are_made_more_and_the_label_is_the_right_one(config: DFTConfig, tmp_path: Path) -> None:
+    iron = bulk("Fe")
+    iron.rattle(0.02, seed=1)
+    right = label(config, iron, tmp_path / "right")
+    few = DFTConfig(**{**config.to_dict(), "pw": {"system": {"nbnd": 6}}})
+    result = label(few, iron, tmp_path / "few")
+    assert result.history[0]["outcome"] == "OCCUPATIONS"
+    assert result.history[1]["parameters"]["nbnd"] == 8  # 1.3 x 6
+    assert result.level == 0
+    assert result.energy == pytest.approx(right.energy, abs=1e-5)  # eV; two ways to the same state
+    assert result.total_magnetization == pytest.approx(right.total_magnetization, abs=0.01)  # μB
+
+
+def test_wavefunctions_are_on_scratch_while_it_runs_and_nowhere_afterwards(
+    config: DFTConfig, si_atoms: Atoms, tmp_path: Path
+) -> None:
+    worker = WorkerConfig(scratch_dir=str(tmp_path / "scratch"))
+    result = label(config, si_atoms, tmp_path / "run", worker)
+    assert result.source == "xml"
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert list(tmp_path.rglob("*wfc*")) == []
