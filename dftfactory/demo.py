@@ -135,7 +135,7 @@ def run_demo(folder: Path) -> None:
     console.print(candidate_table(rows))
     for row in rows:
         if row["reason"]:
-            console.print(f"{row['name']}: {row['reason']}", markup=False, style="red")
+            console.print(row["reason"], markup=False, style="red")
     console.print(
         f"{exported.written} labels in {folder}/train.extxyz  (dftfactory export train.extxyz), "
         f"{time.monotonic() - began:.0f} s, LaunchPad stopped"
