@@ -134,9 +134,11 @@ class DFTResult:
             A value is missing or of another form; `read_label` and `label_to_atoms` say which label it is.
         """
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        arrays = {name: np.array(known[name], dtype=float) for name in ("forces", "stress", "positions", "cell")}
-        tuples = {name: tuple(known[name]) for name in ("symbols", "scf_accuracy", "pbc", "history") if name in known}
-        return cls(**{**known, **arrays, **tuples})
+        for name in ("forces", "stress", "positions", "cell"):
+            known[name] = np.array(known[name], dtype=float)
+        for name in {"symbols", "scf_accuracy", "pbc", "history"} & set(known):
+            known[name] = tuple(known[name])
+        return cls(**known)
 
     def with_record(self, **changes: Any) -> DFTResult:
         """Return a copy with `level`, `history`, `calculation_id`, `pbc` or `quality` filled in."""
