@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,10 @@ def init(
 
     for path in write_start_files(folder, pseudopotentials):
         typer.echo(f"wrote {path}")
+    config = (folder / "fw_configs" / "FW_config.yaml").absolute()
     typer.echo("next: fill in dft.yaml, then `dftfactory check`")
+    typer.echo("lpad, rlaunch, qlaunch and dftfactory find fw_configs after:")
+    typer.echo(f"export FW_CONFIG_FILE={shlex.quote(str(config))}")
 
 
 @app.command()

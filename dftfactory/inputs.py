@@ -167,6 +167,11 @@ def starting_moments(atoms: Atoms, magnetism: str | Mapping[str, float]) -> Floa
     return moments if moments.any() else None
 
 
+def charge_cutoff(config: DFTConfig, pseudopotentials: Mapping[str, Pseudopotential]) -> float:
+    """Return ecutrho in Ry: the configured one, else 4 x ecutwfc, and 8 x with any ultrasoft or PAW file."""
+    return config.ecutrho or config.ecutwfc * (8 if needs_dense_charge_grid(pseudopotentials) else 4)
+
+
 def prescribed_parameters(config: DFTConfig, n_atoms: int) -> dict[str, Any]:
     """QE keywords of level 0 that recovery may move, as `write_pw_input` writes them; `conv_thr` is for the cell."""
     return {
@@ -226,7 +231,7 @@ def write_pw_input(
         "nat": len(atoms),
         "ntyp": len(fractions),
         "ecutwfc": config.ecutwfc,
-        "ecutrho": config.ecutrho or config.ecutwfc * (8 if needs_dense_charge_grid(pseudopotentials) else 4),
+        "ecutrho": charge_cutoff(config, pseudopotentials),
         "occupations": "smearing",
         "smearing": config.smearing,
         "degauss": config.degauss,

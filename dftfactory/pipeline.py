@@ -15,7 +15,7 @@ from dftfactory.config import DFTConfig
 from dftfactory.database import transaction
 from dftfactory.errors import ConfigError, StructureError
 from dftfactory.history import write_atomically
-from dftfactory.inputs import check_structure, starting_moments
+from dftfactory.inputs import charge_cutoff, check_structure, starting_moments
 from dftfactory.launches import FireworkState, add_workflows, find_fireworks, find_reasons, run_again
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials
 from dftfactory.results import DFTResult
@@ -200,10 +200,7 @@ def _workflows(
     db: Database, config: DFTConfig, summary: SubmitSummary
 ) -> Iterator[tuple[int, list[tuple[Candidate, Workflow]]]]:
     """Pages of SELECTED candidates: their number, and the workflows of those that can be right; others are FAILED."""
-    if config.pseudopotential_dir is None:
-        raise ConfigError("pseudopotential_dir is not given in dft.yaml")
-    folder = Path(config.pseudopotential_dir).expanduser()
-    pseudopotentials: dict[str, Pseudopotential] = {}
+    config, pseudopotentials = _decide_for_data_set(db, config)
     for page in _pages(select_candidates(db, "SELECTED"), PAGE):
         good: list[tuple[Candidate, Workflow]] = []
         for candidate in page:
@@ -215,13 +212,24 @@ def _workflows(
                 summary.refused += 1
                 summary.problems.append(f"{candidate.calculation_id}: {error.message}")
                 continue
-            elements = set(candidate.atoms.symbols) | set(pseudopotentials)
-            if elements != set(pseudopotentials):
-                # All elements of the data set together: their functionals must be the same.
-                pseudopotentials = load_pseudopotentials(elements, folder, config.pseudopotentials)
             workflow = make_workflow(candidate.atoms, candidate.calculation_id, config, pseudopotentials)
             good.append((candidate, workflow))
         yield len(page), good
+
+
+def _decide_for_data_set(db: Database, config: DFTConfig) -> tuple[DFTConfig, dict[str, Pseudopotential]]:
+    """Read the pseudopotentials of all elements together, and fix the ecutrho that all structures share.
+
+    Decided structure by structure, a data set with norm-conserving and ultrasoft files would have two density cutoffs.
+    """
+    if config.pseudopotential_dir is None:
+        raise ConfigError("pseudopotential_dir is not given in dft.yaml")
+    elements: set[str] = set()
+    for candidate in select_candidates(db, "SELECTED"):
+        elements |= {symbol for symbol in candidate.atoms.symbols if symbol != "X"}
+    folder = Path(config.pseudopotential_dir).expanduser()
+    pseudopotentials = load_pseudopotentials(elements, folder, config.pseudopotentials)
+    return config.model_copy(update={"ecutrho": charge_cutoff(config, pseudopotentials)}), pseudopotentials
 
 
 def _write_workflow(path: Path, workflow: Workflow) -> None:

@@ -13,9 +13,12 @@ _PACKAGE = Path(__file__).parent
 # Installed, fw_configs is inside the package; in a checkout it is beside it.
 _FW_CONFIGS = next((p for p in (_PACKAGE / "fw_configs", _PACKAGE.parent / "fw_configs") if p.is_dir()), None)
 
+# What fw_configs say where the folder that they are copied to belongs.
+_PLACEHOLDER = "/path/to/this/folder"
+
 
 def write_start_files(folder: Path, pseudopotential_dir: str | None = None) -> list[Path]:
-    """Write dft.yaml and fw_configs/ into a folder and return what was written.
+    """Write dft.yaml and fw_configs/ into a folder, with its name filled in, and return what was written.
 
     Parameters
     ----------
@@ -33,8 +36,12 @@ def write_start_files(folder: Path, pseudopotential_dir: str | None = None) -> l
         raise ConfigError("this installation has no fw_configs; install dftfactory again")
     template = (_PACKAGE / "dft_template.yaml").read_text(encoding="utf-8")
     files = {folder / "dft.yaml": template.format(pseudopotential_dir=_yaml_text(pseudopotential_dir))}
+    configs = (folder / "fw_configs").absolute()
     for source in sorted(_FW_CONFIGS.glob("*.yaml")):
-        files[folder / "fw_configs" / source.name] = source.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8").replace(
+            f"# CONFIG_FILE_DIR: {_PLACEHOLDER}", f"CONFIG_FILE_DIR: {configs}"
+        )
+        files[folder / "fw_configs" / source.name] = text.replace(_PLACEHOLDER, str(configs))
     _refuse_existing(files)
     written: list[Path] = []
     try:

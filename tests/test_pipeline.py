@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from fireworks import Workflow
 from queue_helpers import label_for, make_database, rows, shifted, specs, states, statuses, write_launchpad_file
 from upf_texts import version_2
@@ -240,6 +241,16 @@ def test_functionals_are_not_mixed_within_a_data_set(
     with pytest.raises(PseudopotentialError, match=r"different functionals .*H → PBE, Si → PZ"):
         submit(db, fake_config, launchpad)
     assert states(launchpad) == {}
+
+
+@pytest.mark.pw
+@pytest.mark.mongodb
+def test_all_structures_of_a_data_set_share_one_density_cutoff(
+    launchpad: Any, config: DFTConfig, si_atoms: Atoms, tmp_path: Path
+) -> None:
+    """Si is norm-conserving and Fe ultrasoft: decided one by one, Si would get 4 x and Fe 8 x ecutwfc."""
+    submit(make_database(tmp_path / "c.db", si_atoms, bulk("Fe")), config, launchpad)
+    assert [spec["config"]["ecutrho"] for spec in specs(launchpad).values()] == [8 * 15.0, 8 * 15.0]
 
 
 def test_configuration_without_a_folder_of_pseudopotentials(

@@ -39,10 +39,14 @@ def test_every_file_is_written_and_named(tmp_path: Path) -> None:
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(written)
 
 
-def test_fw_configs_are_copied_byte_by_byte(tmp_path: Path) -> None:
+def test_fw_configs_are_copied_with_the_name_of_their_folder(tmp_path: Path) -> None:
+    """`export FW_CONFIG_FILE=...` is then all that FireWorks' commands need."""
     write_start_files(tmp_path)
     for source in FW_CONFIGS.iterdir():
-        assert (tmp_path / "fw_configs" / source.name).read_bytes() == source.read_bytes()
+        expected = source.read_text().replace("# CONFIG_FILE_DIR:", "CONFIG_FILE_DIR:")
+        expected = expected.replace("/path/to/this/folder", str(tmp_path / "fw_configs"))
+        assert (tmp_path / "fw_configs" / source.name).read_text() == expected
+    assert f"\nCONFIG_FILE_DIR: {tmp_path / 'fw_configs'}\n" in (tmp_path / "fw_configs" / "FW_config.yaml").read_text()
 
 
 def test_template_states_the_defaults(tmp_path: Path) -> None:
