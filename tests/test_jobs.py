@@ -287,9 +287,13 @@ def test_scratch_that_was_swept_meanwhile_is_made_anew(tmp_path: Path) -> None:
 
 # `mpirun -np 2` of a cell that takes many seconds; the run is in a process of its own, to be signalled.
 LONG_RUN = """
+import signal
 from ase.io import read
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.runner import QERunner
+# Under nohup, or in the background of a script, they come ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 QERunner(DFTConfig.from_yaml("dft.yaml"), WorkerConfig.from_yaml("worker.yaml")).run(read("atoms.xyz"), "run", "long")
 """
 

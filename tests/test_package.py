@@ -99,7 +99,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_version_is_that_of_the_metadata() -> None:
-    stated = re.findall(r"^version = (\S+)$", (PACKAGE.parent / "setup.cfg").read_text(), re.MULTILINE)
+    stated = re.findall(r"^version = (\S+)$", (Path(__file__).parents[1] / "setup.cfg").read_text(), re.MULTILINE)
     assert stated == [dftfactory.__version__]
 
 
