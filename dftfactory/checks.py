@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dftfactory.config import DFTConfig, WorkerConfig
+from dftfactory.config import DFTConfig, WorkerConfig, find_worker_file
 from dftfactory.errors import DFTFactoryError
+from dftfactory.jobs import PwProcess
 
 # pw.x says its name within a fraction of a second; a launcher that hangs must not hang the check.
 START_SECONDS = 60
-SECONDS_TO_DIE = 5
 # A folder with a whole library, and no choice made yet, would fill the screen.
 MAX_PROBLEMS = 4
 
@@ -34,11 +31,13 @@ class Check:
 def check_all(config_file: Path, worker_file: Path | None, launchpad_file: Path | None) -> Iterator[Check]:
     """Check worker settings, pw.x, MPI, scratch, configuration, pseudopotentials and LaunchPad, one after the other."""
     try:
-        worker = WorkerConfig.find() if worker_file is None else WorkerConfig.from_yaml(worker_file)
+        used = find_worker_file() if worker_file is None else worker_file
+        worker = WorkerConfig.from_fw_env(None) if used is None else WorkerConfig.from_yaml(used)
     except DFTFactoryError as error:
         yield Check("worker", False, error.message)
         worker = None
     if worker is not None:
+        yield Check("worker", True, "no my_fworker.yaml: what is installed" if used is None else str(used))
         yield _check_pw(worker, cores=1)
         if worker.parallel_cores > 1:
             yield _check_pw(worker, cores=worker.parallel_cores)
@@ -82,29 +81,25 @@ def _check_pw(worker: WorkerConfig, cores: int) -> Check:
 
 def _run_on_nothing(command: list[str], environment: dict[str, str]) -> tuple[int, str, str]:
     """Run pw.x on an empty input: it says its version and its ranks, and stops."""
-    with tempfile.TemporaryDirectory(prefix="dftfactory-") as folder:
-        (Path(folder) / "pw.in").touch()
-        with subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as process:
+    with tempfile.TemporaryDirectory(prefix="dftfactory-") as name:
+        folder = Path(name)
+        (folder / "pw.in").touch()
+        with (folder / "pw.out").open("wb") as out, (folder / "pw.err").open("wb") as err:
+            process = PwProcess(
+                command,
+                folder / "exit_status",
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
             try:
-                out, err = process.communicate(timeout=START_SECONDS)
-            except BaseException:
-                process.terminate()  # mpirun takes its ranks with it
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(SECONDS_TO_DIE)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                raise
-            return process.returncode, out, err
+                status = process.wait(START_SECONDS)
+            finally:
+                process.stop()
+        said = [(folder / name).read_text(encoding="utf-8", errors="replace") for name in ("pw.out", "pw.err")]
+        return status, said[0], said[1]
 
 
 def _check_scratch(worker: WorkerConfig) -> Check:
@@ -167,10 +162,11 @@ def _elements_in(folder: Path) -> set[str]:
 
 
 def _check_launchpad(launchpad_file: Path | None) -> Check:
-    from dftfactory.launchpad import load_launchpad
+    from dftfactory.launchpad import describe_launchpad, load_launchpad
 
     try:
         launchpad = load_launchpad(launchpad_file)
+        where = describe_launchpad(launchpad_file)
     except DFTFactoryError as error:
         return Check("LaunchPad", False, error.message)
-    return Check("LaunchPad", True, f"database {launchpad.name!r} answers")
+    return Check("LaunchPad", True, f"database {launchpad.name!r} answers at {where}")

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from fireworks import LaunchPad
 
+# What a shell calls the end by Ctrl-C; Typer ends with it, without a word.
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Turn SELECTED structures into trustworthy Quantum ESPRESSO labels.",
     no_args_is_help=True,
@@ -103,7 +106,8 @@ def submit(
 ) -> None:
     """Queue the SELECTED structures; safe to repeat."""
     from dftfactory.candidates import count_by_status, open_candidates
-    from dftfactory.config import DFTConfig
+    from dftfactory.config import DFTConfig, find_worker_file
+    from dftfactory.launchpad import rocket_command
     from dftfactory.pipeline import submit as submit_candidates
     from dftfactory.pipeline import write_workflows
 
@@ -123,7 +127,8 @@ def submit(
     elif write is not None:
         typer.echo(f"{summary.added} workflow files in {write}; add them with `lpad add {write}/*.json`")
     else:
-        typer.echo(f"{summary.added} queued; next: `rlaunch rapidfire`, then `dftfactory sync {database}`")
+        rockets = rocket_command(launchpad, find_worker_file())
+        typer.echo(f"{summary.added} queued; next: `{rockets}`, then `dftfactory sync {_again(database, launchpad)}`")
         _say(summary.rerun, "set to run again")
         _say(summary.already_queued, "queued before, linked to the Firework that is there")
         _say(summary.already_labelled, "have a label already")
@@ -164,9 +169,12 @@ def status(
     """Count candidates and Fireworks by state, labels by level, failures by kind."""
     from dftfactory.candidates import count_by_status, open_candidates
     from dftfactory.display import print_status
+    from dftfactory.launchpad import describe_launchpad
 
     counts = None if candidates is None else count_by_status(open_candidates(_database(candidates)))
-    print_status(_launchpad(launchpad), counts)
+    opened = _launchpad(launchpad)
+    typer.echo(f"LaunchPad at {describe_launchpad(launchpad)}")
+    print_status(opened, counts)
 
 
 @app.command()
@@ -239,6 +247,10 @@ def main() -> None:
     sys.argv = [sys.argv[0], *(["--debug"] if debug else []), *(word for word in sys.argv[1:] if word != "--debug")]
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.echo("interrupted", err=True)
+        raise
     except DFTFactoryError as error:
         if debug:
             raise
@@ -271,6 +283,11 @@ def _database(candidates: str, *, import_structures: bool = False) -> str:
         were_there = f", {known} were there" if known else ""
         typer.echo(f"{new} structures of {path} are SELECTED in {database} now{were_there}")
     return str(database)
+
+
+def _again(database: str, launchpad: Path | None) -> str:
+    """Return the words that lead the next command to the same candidates and the same LaunchPad."""
+    return shlex.join([database, *([] if launchpad is None else ["-l", str(launchpad)])])
 
 
 def _say(number: int, what: str) -> None:

@@ -23,6 +23,7 @@ MixingMode = Literal["plain", "TF", "local-TF"]
 Solver = Literal["david", "cg", "paro", "ppcg"]
 # μB per atom. The largest spin moment of a free atom is 8 (Gd); more is a slip, such as a charge.
 _LARGEST_MOMENT = 10.0
+FWORKER, FW_CONFIG = "my_fworker.yaml", "FW_config.yaml"
 # A my_fworker.yaml has at least one of them; a file of our settings alone has none.
 _FWORKER_KEYS = {"name", "category", "query", "env"}
 
@@ -228,9 +229,9 @@ class WorkerConfig(Settings):
 
     @classmethod
     def find(cls) -> WorkerConfig:
-        """Return the settings of this machine: those of my_fworker.yaml in this folder, or else what is installed."""
-        here = Path("my_fworker.yaml")
-        return cls.from_yaml(here) if here.is_file() else cls.from_fw_env(None)
+        """Return the settings of this machine: those of `find_worker_file`, or else what is installed."""
+        file = find_worker_file()
+        return cls.from_fw_env(None) if file is None else cls.from_yaml(file)
 
     def command(self, cores: int, npool: int) -> list[str]:
         """Argument list that starts pw.x on `cores` ranks in `npool` pools, without a shell."""
@@ -244,6 +245,25 @@ class WorkerConfig(Settings):
         if os.geteuid() == 0:  # Open MPI refuses to start as root, as in most containers, unless told twice.
             defaults |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return {**defaults, **os.environ, **self.environment}
+
+
+def find_worker_file() -> Path | None:
+    """Find the my_fworker.yaml of this folder, else the one that FireWorks' own settings lead to.
+
+    Raises
+    ------
+    ConfigError
+        FireWorks' settings cannot be read.
+    """
+    home = Path.home() / ".fireworks"
+    # FireWorks takes the first of them that exists, too; what FW_CONFIG_FILE names comes last.
+    configs = [Path(FW_CONFIG), home / FW_CONFIG, Path(os.environ.get("FW_CONFIG_FILE") or FW_CONFIG)]
+    config = next((path for path in configs if path.is_file()), None)
+    settings = {} if config is None else read_yaml(config)
+    folder = Path(str(settings.get("CONFIG_FILE_DIR") or "."))
+    if not Path(FWORKER).is_file() and settings.get("FWORKER_LOC"):
+        return Path(str(settings["FWORKER_LOC"]))
+    return next((path for path in (Path(FWORKER), folder / FWORKER, home / FWORKER) if path.is_file()), None)
 
 
 def _machine_defaults(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dftfactory.config import DFTConfig
 from dftfactory.errors import ConfigError
+from dftfactory.runner import stopped_by_signals
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -91,8 +92,11 @@ def demo_structures() -> dict[str, Atoms]:
     }
 
 
+@stopped_by_signals()
 def run_demo(folder: Path) -> None:
     """Make candidates, start a LaunchPad, submit, run, sync, export, and print what came out.
+
+    Whatever ends it, SIGTERM and SIGHUP included, neither server nor rocket nor pw.x is left behind.
 
     Raises
     ------
@@ -116,8 +120,8 @@ def run_demo(folder: Path) -> None:
     structures = demo_structures()
     _write_candidates(folder / "candidates.db", structures)
     console.print(f"{len(structures)} SELECTED structures in {folder}/candidates.db")
-    local = start_local_launchpad(folder / "launchpad")
     try:
+        local = start_local_launchpad(folder / "launchpad")
         console.print(f"LaunchPad on 127.0.0.1:{local.port}  (dftfactory launchpad start)")
         launchpad = load_launchpad(local.launchpad_file)
         config = DFTConfig.from_yaml(folder / "dft.yaml")
@@ -191,10 +195,12 @@ def _rockets(folder: Path, launchpad_file: Path, number: int) -> Iterator[list[s
                 )
             yield processes
         finally:
-            for process in processes:
-                process.terminate()  # RunDFT stops pw.x with it
-            for process in processes:
-                process.wait()
+            # RunDFT stops pw.x with it. FireWorks takes that for the failure of one Firework and goes on with the next.
+            while alive := [process for process in processes if process.poll() is None]:
+                for process in alive:
+                    process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    alive[0].wait(1)
 
 
 def _watch(console: Console, launchpad: LaunchPad, processes: list[subprocess.Popen[bytes]], total: int) -> None:

@@ -98,6 +98,8 @@ def label_to_atoms(label: dict[str, Any]) -> Atoms:
         info["degauss"] = result.degauss
     if result.total_magnetization is not None:
         info["total_magnetization"] = result.total_magnetization
+    if result.source != "xml":
+        info["source"] = result.source
     atoms.info = info
     atoms.set_array("REF_forces", result.forces)
     return atoms

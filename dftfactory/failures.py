@@ -282,6 +282,8 @@ def _from_error(run: _Run, error: ParserError) -> Diagnosis | None:
         return _scf(error.message, run)
     if error.details.get("disk_full"):
         return Diagnosis(Failure.DISK_FULL, error.message)
+    if "pseudopotentials" in error.details:
+        return Diagnosis(Failure.PSEUDOPOTENTIAL, error.message)
     if "n_bands" in error.details:
         return Diagnosis(Failure.OCCUPATIONS, error.message, {"n_bands": error.details["n_bands"]})
     if isinstance(error, InconsistentOutputError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,15 @@ from fireworks import FiretaskBase, FWAction, explicit_serialize
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError
 from dftfactory.history import has_history
-from dftfactory.labels import CALCULATION_ID, fingerprint, make_label, read_label, structure_from_dict, write_label
+from dftfactory.labels import (
+    CALCULATION_ID,
+    fingerprint,
+    forces_above,
+    make_label,
+    read_label,
+    structure_from_dict,
+    write_label,
+)
 from dftfactory.results import DFTResult
 from dftfactory.runner import QERunner
 from dftfactory.store import LabelStore
@@ -36,6 +44,7 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
     """
 
     launchpad: LaunchPad | None = None
+    fw_id: int | None = None
 
     def run_task(self, fw_spec: dict[str, Any]) -> FWAction:
         """Compute the label, or find that it is already there."""
@@ -43,22 +52,39 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
         store = LabelStore(self.launchpad) if self.launchpad is not None else None
         label = store.get(spec.fingerprint) if store is not None else None
         if label is not None and label["quality"] == "exact":
+            _refuse_large_forces(label, spec)
             return FWAction(stored_data={**_summary(label), "reused": True})
-        run_dir, label = _find_label(Path.cwd(), spec)
+        run_dir, label = _find_label([Path.cwd(), *self._earlier_launch_dirs()], spec)
+        unwritten: OSError | None = None
         if label is None:
             run_dir = _claim_folder(Path.cwd(), spec)
             label = self._compute(spec, run_dir)
-            write_label(run_dir, label)
+            try:
+                write_label(run_dir, label)
+            except OSError as error:
+                # A full disk: the store is then the only place that can keep it.
+                unwritten = error
         if store is not None:
             store.put(label)
+        elif unwritten is not None:
+            raise unwritten
         if label["quality"] != "exact":
             raise _only_softened(label, run_dir)
         return FWAction(stored_data={**_summary(label), "run_dir": str(run_dir)})
 
     def _compute(self, spec: _Spec, run_dir: Path) -> dict[str, Any]:
         runner = QERunner(spec.config, spec.worker, spec.md5)
+        # Read before the run: afterwards a folder that has gone would cost the label.
+        pseudopotentials = runner.pseudopotentials(spec.atoms)
         result = runner.run(spec.atoms, run_dir, spec.calculation_id, softened=True)
-        return make_label(result, spec.fingerprint, spec.config, runner.pseudopotentials(spec.atoms))
+        return make_label(result, spec.fingerprint, spec.config, pseudopotentials)
+
+    def _earlier_launch_dirs(self) -> list[Path]:
+        """Folders of earlier launches of this Firework that this machine can see: each launch has a new one."""
+        if self.launchpad is None:
+            return []
+        launches = self.launchpad.launches.find({"fw_id": self.fw_id}, {"_id": 0, "launch_dir": 1})
+        return [path for launch in launches if (path := Path(launch["launch_dir"])).is_dir()]
 
 
 class _Spec:
@@ -101,13 +127,13 @@ def _own_folders(launch_dir: Path, spec: _Spec) -> Iterator[Path]:
     yield from (launch_dir / f"{spec.calculation_id}_{n}" for n in count(1))
 
 
-def _find_label(launch_dir: Path, spec: _Spec) -> tuple[Path, dict[str, Any] | None]:
+def _find_label(launch_dirs: list[Path], spec: _Spec) -> tuple[Path, dict[str, Any] | None]:
     """Find the label of an earlier launch that could not be stored."""
-    for folder in takewhile(Path.is_dir, _own_folders(launch_dir, spec)):
+    for folder in chain.from_iterable(takewhile(Path.is_dir, _own_folders(path, spec)) for path in launch_dirs):
         label = read_label(folder)
         if label is not None and label["fingerprint"] == spec.fingerprint:
             return folder, label
-    return launch_dir, None
+    return launch_dirs[0], None
 
 
 def _claim_folder(launch_dir: Path, spec: _Spec) -> Path:
@@ -120,6 +146,12 @@ def _claim_folder(launch_dir: Path, spec: _Spec) -> Path:
             if not has_history(folder):
                 return folder
     raise AssertionError("the folders are endless")
+
+
+def _refuse_large_forces(label: dict[str, Any], spec: _Spec) -> None:
+    """`max_force` is no label parameter: a label of another configuration may be above the one of this."""
+    if (reason := forces_above(label, spec.config)) is not None:
+        raise CalculationError(reason, **_summary(label), failure="REJECTED", evidence=reason)
 
 
 def _summary(label: dict[str, Any]) -> dict[str, Any]:

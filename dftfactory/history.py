@@ -110,11 +110,13 @@ def open_attempt(run_dir: Path, parameters: dict[str, Any]) -> None:
     """Move the files of the attempt that ended to attempt_N/ and append the next one, which has pw.in only."""
     history = read_history(run_dir)
     folder = run_dir / f"attempt_{len(history['attempts']) - 1}"
-    folder.mkdir(exist_ok=True)
+    (folder / "out").mkdir(parents=True, exist_ok=True)
     for name in ATTEMPT_FILES:
         if (run_dir / name).is_file():
-            (shutil.copy2 if name == "pw.in" else shutil.move)(run_dir / name, folder / Path(name).name)
+            (shutil.copy2 if name == "pw.in" else shutil.move)(run_dir / name, folder / name)
     history["attempts"][-1]["folder"] = folder.name
+    # So that a hot stage, read by itself, is not taken for a label.
+    write_history(folder, history)
     history["attempts"].append({"parameters": parameters})
     write_history(run_dir, history)
 

@@ -113,7 +113,10 @@ def check_structure(atoms: Atoms, min_distance_fraction: float = 0.5) -> None:
         raise StructureError(f"the structure has coordinates beyond {MAX_COORDINATE:g} Å")
     lengths = atoms.cell.lengths()
     if lengths.min() == 0.0:
-        raise StructureError("the structure has no cell; put a molecule into a box, e.g. atoms.center(vacuum=6)")
+        raise StructureError(
+            "the structure has no cell; put a molecule into a box, e.g. atoms.center(vacuum=6), "
+            "and write it to a file that keeps the box, such as extended XYZ with its Lattice"
+        )
     if abs(atoms.cell.volume) < 1e-3 * lengths.prod():
         raise StructureError(
             f"the cell is flat: volume {atoms.cell.volume:.3g} Å³ of lengths {lengths.round(3).tolist()} Å"
@@ -464,6 +467,11 @@ def _per_kind(entries: Mapping[str, Any], symbols: Sequence[str]) -> dict[str, A
             expanded |= {f"{name}({i})": value[s] for i, s in enumerate(symbols, start=1) if s in value}
         else:
             expanded[name] = value
+    # pw.x refuses a +U calculation of elements that have none.
+    if any(name.startswith("hubbard_") for name in entries) and not any(
+        name.startswith("hubbard_") and value for name, value in expanded.items()
+    ):
+        expanded = {name: value for name, value in expanded.items() if name != "lda_plus_u"}
     return expanded
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from dftfactory.config import DFTConfig
 from dftfactory.errors import ParserError, StructureError
 from dftfactory.history import write_atomically
+from dftfactory.inputs import starting_moments
 from dftfactory.pseudos import Pseudopotential
 from dftfactory.results import DFTResult
 
@@ -65,10 +66,14 @@ def structure_from_dict(values: Mapping[str, Any]) -> Atoms:
         raise StructureError(f"the structure of the specification is damaged: {error!r}") from error
 
 
-def config_hash(config: DFTConfig) -> str:
-    """Name of the label parameters: labels with the same one belong to one data set."""
+def config_hash(config: DFTConfig, pseudopotentials: Mapping[str, Pseudopotential]) -> str:
+    """Name of the label parameters and the functional: labels with the same one belong to one data set.
+
+    The pseudopotentials are those of one structure; which file an element has, `export` compares by itself.
+    """
+    functional = sorted({pseudo.functional for pseudo in pseudopotentials.values()})
     # The letters keep ase.db and YAML from taking a digest like 12e4567 for a number.
-    return f"cfg{_digest(config.label_parameters())[:12]}"
+    return f"cfg{_digest({**config.label_parameters(), 'functional': functional})[:12]}"
 
 
 def fingerprint(atoms: Atoms, config: DFTConfig, md5: Mapping[str, str]) -> str:
@@ -79,7 +84,8 @@ def fingerprint(atoms: Atoms, config: DFTConfig, md5: Mapping[str, str]) -> str:
     Parameters
     ----------
     atoms
-        Positions and cell count to 1e-6 Å, initial moments to 1e-3 μB, and the order of the atoms counts.
+        Positions and cell count to 1e-6 Å, starting moments (those of `config.magnetism` where the structure has none)
+        to 1e-3 μB, and the order of the atoms counts.
     config
         How the label is computed.
     md5
@@ -90,13 +96,20 @@ def fingerprint(atoms: Atoms, config: DFTConfig, md5: Mapping[str, str]) -> str:
     StructureError
         A coordinate or a moment is NaN or infinite.
     """
+    return fingerprint_of(atoms, config.label_parameters(), md5)
+
+
+def fingerprint_of(atoms: Atoms, label_parameters: Mapping[str, Any], md5: Mapping[str, str]) -> str:
+    """Return the fingerprint from `label_parameters()` of a configuration, as a label keeps them."""
+    moments = starting_moments(atoms, label_parameters["magnetism"])
     values = {
         "symbols": [str(symbol) for symbol in atoms.symbols],
         "positions": _rounded(atoms.positions, LENGTH_TOLERANCE),
         "cell": _rounded(atoms.cell.array, LENGTH_TOLERANCE),
         "pbc": [bool(periodic) for periodic in atoms.pbc],
-        "moments": _rounded(atoms.get_initial_magnetic_moments(), MOMENT_TOLERANCE),
-        "label_parameters": config.label_parameters(),
+        # None is a calculation without spin: not the same as spin that starts near zero.
+        "moments": None if moments is None else _rounded(moments, MOMENT_TOLERANCE),
+        "label_parameters": label_parameters,
         "md5": {element: md5[element] for element in sorted(set(atoms.symbols))},
     }
     return f"dft{_digest(values)[:32]}"
@@ -113,7 +126,7 @@ def make_label(
     return {
         "fingerprint": name,
         "calculation_id": result.calculation_id,
-        "config_hash": config_hash(config),
+        "config_hash": config_hash(config, pseudopotentials),
         "formula": Formula.from_list(list(result.symbols)).format("metal"),
         "level": result.level,
         "quality": result.quality,
@@ -125,6 +138,17 @@ def make_label(
         "created_on": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dftfactory": __version__,
     }
+
+
+def forces_above(label: Mapping[str, Any], config: DFTConfig) -> str | None:
+    """Why a label is refused by the configuration's `max_force`; None when it is not."""
+    largest = DFTResult.from_dict(label["result"]).max_force
+    if largest <= config.max_force:
+        return None
+    return (
+        f"the label {label['fingerprint']} exists, and its largest force, {largest:.4g} eV/Å, is above "
+        f"max_force = {config.max_force:g} eV/Å: atoms are too close, or raise max_force in dft.yaml"
+    )
 
 
 def write_label(run_dir: Path, label: Mapping[str, Any]) -> Path:

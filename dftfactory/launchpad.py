@@ -6,6 +6,7 @@ It speaks MongoDB's wire protocol: a MongoDB, given by a URI, or the local serve
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def load_launchpad(file: Path | None = None) -> LaunchPad:
     import pymongo
     from pymongo.errors import OperationFailure, PyMongoError
 
-    file = _find_launchpad_file() if file is None else file
+    file = find_launchpad_file() if file is None else file
     settings = read_launchpad_file(file)
     address = _address(settings)
     launchpad = connect(settings, file)
@@ -71,10 +72,16 @@ def load_launchpad(file: Path | None = None) -> LaunchPad:
     return launchpad
 
 
-def _find_launchpad_file() -> Path:
-    for candidate in (Path(LAUNCHPAD_FILE), DEFAULT_FOLDER / LAUNCHPAD_FILE):
-        if candidate.exists():
-            return candidate
+def find_launchpad_file() -> Path:
+    """Return the file that `load_launchpad` takes where none is given.
+
+    Raises
+    ------
+    LaunchPadError
+        There is none.
+    """
+    if near := _file_near_by():
+        return near
     # FireWorks prints when it finds several FW_config.yaml; standard output belongs to our own commands.
     with contextlib.redirect_stdout(sys.stderr):
         from fireworks import fw_config
@@ -84,6 +91,29 @@ def _find_launchpad_file() -> Path:
         f"no {LAUNCHPAD_FILE} in {Path.cwd()}: run `dftfactory launchpad start` for a local LaunchPad, "
         f"or write one with the URI of your MongoDB"
     )
+
+
+def describe_launchpad(file: Path | None = None) -> str:
+    """Return host, port and file of the LaunchPad that `load_launchpad` opens; never a password."""
+    file = find_launchpad_file() if file is None else file
+    return f"{_address(read_launchpad_file(file))} ({file})"
+
+
+def rocket_command(file: Path | None = None, worker_file: Path | None = None) -> str:
+    """Return the line that starts rockets on the LaunchPad that `load_launchpad` opens.
+
+    Where FireWorks' own configuration leads there, its commands find it without our help.
+    """
+    file = _file_near_by() if file is None else file
+    if file is None:
+        return "rlaunch rapidfire"
+    worker = [] if worker_file is None else ["-w", str(worker_file)]
+    return shlex.join(["rlaunch", "-l", str(file), *worker, "rapidfire"])
+
+
+def _file_near_by() -> Path | None:
+    candidates = (Path(LAUNCHPAD_FILE), DEFAULT_FOLDER / LAUNCHPAD_FILE)
+    return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
 def read_launchpad_file(file: Path) -> dict[str, Any]:

@@ -38,8 +38,11 @@ FORCE_DIGITS = 2e-8  # Ry/bohr
 STRESS_DIGITS = 2e-8  # Ry/bohr³
 POSITION_DIGITS = 1e-5  # Å; seven digits of alat in the text
 DEFAULT_MAX_FORCE = 40.0  # eV/Å
-# A band that is partly filled at the top means that there were too few bands for the smearing.
-SATURATED = (0.01, 0.99)
+# Electrons in the highest band mean that there were too few bands for them and the smearing.
+EMPTY = 0.01
+# What pw.x says itself of the forces: reduce conv_thr when the correction is above a tenth of them. Below 10 meV/Å per
+# atom it does not matter to a potential.
+MAX_CORRECTION, NEGLIGIBLE_CORRECTION = 0.1, 0.01  # fraction, eV/Å
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,13 @@ def read_pw_output(run_dir: str | Path) -> DFTResult:
     except InputError as error:
         raise InconsistentOutputError(f"the input of the run cannot be read: {error.message}") from error
     quality = _check_prescribed(run_dir, pw_input)
+    _check_pseudopotentials(run_dir, text, pw_input)
     xml = read_xml(run_dir)
-    result = _from_text(text, label, pw_input) if xml is None else _from_xml(xml, text, label, pw_input)
+    if xml is None:
+        result = _from_text(text, label, pw_input)
+    else:
+        _check_bands(xml, pw_input, ours=has_history(run_dir))
+        result = _from_xml(xml, text, label, pw_input)
     _check_result(run_dir, result, pw_input)
     return result.with_record(quality=quality)
 
@@ -116,6 +124,8 @@ def read_output(run_dir: Path, name: str = "pw.out") -> str:
 def _check_exit_status(run_dir: Path) -> None:
     """Refuse a run that ended with anything but 0; every build of pw.x ends a good run with it."""
     status = read_exit_status(run_dir)
+    if status is None and has_history(run_dir):
+        raise IncompleteOutputError(f"{run_dir / 'exit_status'} is missing or empty: how pw.x ended is not known")
     if status not in (0, None):
         raise IncompleteOutputError(f"pw.x ended with exit status {status}", exit_status=status)
 
@@ -156,6 +166,43 @@ def _check_prescribed(run_dir: Path, pw_input: PwInput) -> str:
     return quality
 
 
+def _check_pseudopotentials(run_dir: Path, text: PwText, pw_input: PwInput) -> None:
+    """Refuse a run that has read other files than the prescribed ones.
+
+    Where pw.x does not find a file in pseudo_dir (or the name of the folder is too long for it), it silently takes one
+    of the same name from the folder that it was built with.
+    """
+    prescribed = read_history(run_dir)["prescribed"].get("md5") if has_history(run_dir) else None
+    if prescribed is None:
+        return
+    element_of = dict(zip(pw_input.kinds, pw_input.symbols, strict=True))
+    expected = tuple(prescribed[element_of[kind]] for kind in pw_input.pseudopotentials)
+    if text.md5 != expected:
+        read = ", ".join(f"{kind} {md5}" for kind, md5 in zip(pw_input.pseudopotentials, text.md5, strict=False))
+        raise InconsistentOutputError(
+            f"pw.x has read pseudopotentials of another content than the prescribed one ({read or 'no md5 printed'}): "
+            "make pseudopotential_dir a short path that every node sees",
+            pseudopotentials=read,
+        )
+
+
+def _check_bands(xml: PwXml, pw_input: PwInput, *, ours: bool) -> None:
+    """Refuse a result whose highest band holds electrons: with more bands the number would be another.
+
+    A spin channel that is full to the top is capped. Without spin, all bands full is also what an insulator has whose
+    bands were counted exactly; our own inputs never count so.
+    """
+    tops = xml.top_occupations
+    full = not ours and pw_input.get("nspin", 1) == 1 and all(abs(top - 1) <= EMPTY for top in tops)
+    if pw_input.get("degauss") is None or full or all(abs(top) <= EMPTY for top in tops):
+        return
+    raise InconsistentOutputError(
+        f"the highest band is filled (occupation {max(tops, key=abs):.3f}): "
+        f"{xml.n_bands} bands are too few for the electrons and this smearing",
+        n_bands=xml.n_bands,
+    )
+
+
 def _from_xml(xml: PwXml, text: PwText, label: _Label, pw_input: PwInput) -> DFTResult:
     """Join XML and text, which must describe the same run."""
     if not xml.converged:
@@ -174,12 +221,6 @@ def _from_xml(xml: PwXml, text: PwText, label: _Label, pw_input: PwInput) -> DFT
         if np.shape(from_xml) != np.shape(from_text) or np.abs(np.subtract(from_xml, from_text)).max() > digits:
             raise InconsistentOutputError(f"{name} differs between pwscf.xml and pw.out: not of the same run")
     _check_structure(xml.positions * BOHR, xml.cell * BOHR, pw_input)
-    if any(SATURATED[0] < occupation < SATURATED[1] for occupation in xml.top_occupations):
-        raise InconsistentOutputError(
-            f"the highest band is partly filled (occupation {max(xml.top_occupations):.3f}): "
-            f"{xml.n_bands} bands are too few for this smearing",
-            n_bands=xml.n_bands,
-        )
     return _result(
         text,
         pw_input,
@@ -204,6 +245,12 @@ def _from_text(text: PwText, label: _Label, pw_input: PwInput) -> DFTResult:
     if text.kinds != pw_input.kinds:
         raise InconsistentOutputError("pw.out is of other atoms than the input")
     _check_structure(text.positions * BOHR, text.cell * BOHR, pw_input)
+    # The text has no occupations: only room to spare tells that the highest band was empty.
+    majority = ((text.n_electrons or math.inf) + abs(text.total_magnetization or 0.0)) / 2
+    if pw_input.get("degauss") is not None and (text.n_bands or 0) < min(1.1 * majority, majority + 4):
+        raise IncompleteOutputError(
+            "pwscf.xml cannot be read, and without it nobody knows whether the bands were enough"
+        )
     return _result(
         text,
         pw_input,
@@ -261,6 +308,12 @@ def _check_result(run_dir: Path, result: DFTResult, pw_input: PwInput) -> None:
             "although pw.x says that it converged"
         )
     limit = read_history(run_dir)["prescribed"]["max_force"] if has_history(run_dir) else DEFAULT_MAX_FORCE
+    n_atoms = len(result.symbols)
+    correction, total = result.scf_force_correction or 0.0, float(np.linalg.norm(result.forces))
+    if correction > max(MAX_CORRECTION * total, NEGLIGIBLE_CORRECTION * math.sqrt(n_atoms)):
+        raise InconsistentOutputError(
+            f"the SCF error may be {correction:.3g} of {total:.3g} eV/Å in the forces: lower conv_thr_per_atom"
+        )
     if result.max_force > limit:
         raise InconsistentOutputError(
             f"the largest force, {result.max_force:.4g} eV/Å, is above max_force = {limit:g} eV/Å: "

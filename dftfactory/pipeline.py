@@ -8,14 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from dftfactory.candidates import Candidate, mark_completed, mark_failed, mark_queued, select_candidates
 from dftfactory.config import DFTConfig
 from dftfactory.database import transaction
 from dftfactory.errors import ConfigError, StructureError
 from dftfactory.history import write_atomically
 from dftfactory.inputs import charge_cutoff, check_structure, starting_moments
+from dftfactory.labels import fingerprint_of, forces_above
 from dftfactory.launches import FireworkState, add_workflows, find_fireworks, find_reasons, run_again
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials
 from dftfactory.results import DFTResult
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 # Structures that are in memory at once, and documents in one request to the database.
 PAGE = 200
-# Å. pw.in has 10 decimals; a pipeline that moves an atom moves it further.
-SAME_PLACE = 1e-4
 Progress = Callable[[int], None]
 T = TypeVar("T")
 
@@ -91,14 +88,20 @@ def submit(db: Database, config: DFTConfig, launchpad: LaunchPad, progress: Prog
         fingerprints = [_fingerprint(workflow) for _, workflow in page]
         # In this order: a label is stored before its Firework is COMPLETED, so none is missed in between.
         fireworks = find_fireworks(launchpad, fingerprints)
-        labelled = {label["fingerprint"] for label in store.find(fingerprints) if label["quality"] == "exact"}
+        labels = {label["fingerprint"]: label for label in store.find(fingerprints) if label["quality"] == "exact"}
         new: list[Workflow] = []
-        for _, workflow in page:
+        queued: list[tuple[int, str, str]] = []
+        for candidate, workflow in page:
             fingerprint = _fingerprint(workflow)
             firework = fireworks.get(fingerprint)
-            if fingerprint in labelled:
+            if fingerprint in labels:
+                if (reason := forces_above(labels[fingerprint], config)) is not None:
+                    _refuse(db, candidate, reason, "REJECTED", summary)
+                    continue
                 summary.already_labelled += 1
+                queued.append((candidate.row_id, candidate.calculation_id, fingerprint))
                 continue
+            queued.append((candidate.row_id, candidate.calculation_id, fingerprint))
             if firework is None or firework.state == "ARCHIVED":
                 new.append(workflow)
                 summary.added += 1
@@ -110,7 +113,7 @@ def submit(db: Database, config: DFTConfig, launchpad: LaunchPad, progress: Prog
             # Twins on one page share one Firework.
             fireworks[fingerprint] = FireworkState(0, "READY")
         add_workflows(launchpad, new)
-        mark_queued(db, [(c.row_id, c.calculation_id, _fingerprint(w)) for c, w in page])
+        mark_queued(db, queued)
         progress(n_candidates)
     return summary
 
@@ -208,26 +211,33 @@ def _workflows(
                 check_structure(candidate.atoms, config.min_distance_fraction)
                 starting_moments(candidate.atoms, config.magnetism)
             except StructureError as error:
-                mark_failed(db, candidate.row_id, f"GEOMETRY: {error.message}", failure="GEOMETRY")
-                summary.refused += 1
-                summary.problems.append(f"{candidate.calculation_id}: {error.message}")
+                _refuse(db, candidate, f"GEOMETRY: {error.message}", "GEOMETRY", summary)
                 continue
             workflow = make_workflow(candidate.atoms, candidate.calculation_id, config, pseudopotentials)
             good.append((candidate, workflow))
         yield len(page), good
 
 
+def _refuse(db: Database, candidate: Candidate, reason: str, failure: str, summary: SubmitSummary) -> None:
+    """Fail a candidate that gets no Firework, and forget the label that it may have had with another configuration."""
+    mark_failed(db, candidate.row_id, reason, failure=failure, fingerprint="")
+    summary.refused += 1
+    summary.problems.append(f"{candidate.calculation_id}: {reason.removeprefix('GEOMETRY: ')}")
+
+
 def _decide_for_data_set(db: Database, config: DFTConfig) -> tuple[DFTConfig, dict[str, Pseudopotential]]:
     """Read the pseudopotentials of all elements together, and fix the ecutrho that all structures share.
 
     Decided structure by structure, a data set with norm-conserving and ultrasoft files would have two density cutoffs.
+    Files that dft.yaml lists count from the beginning, those that are found in the folder from their first structure
+    on: `export` refuses to mix the labels before and after.
     """
     if config.pseudopotential_dir is None:
         raise ConfigError("pseudopotential_dir is not given in dft.yaml")
-    elements: set[str] = set()
+    folder = Path(config.pseudopotential_dir).expanduser()
+    elements = {element for element, file in config.pseudopotentials.items() if (folder / file).is_file()}
     for candidate in select_candidates(db, "SELECTED"):
         elements |= {symbol for symbol in candidate.atoms.symbols if symbol != "X"}
-    folder = Path(config.pseudopotential_dir).expanduser()
     pseudopotentials = load_pseudopotentials(elements, folder, config.pseudopotentials)
     return config.model_copy(update={"ecutrho": charge_cutoff(config, pseudopotentials)}), pseudopotentials
 
@@ -252,14 +262,11 @@ def _take_label(db: Database, candidate: Candidate, label: dict[str, Any], summa
 def _misfit(atoms: Atoms, label: dict[str, Any]) -> str | None:
     """Why a label is not one for these atoms; None when it is."""
     try:
-        result = DFTResult.from_dict(label["result"])
-        same = (
-            tuple(atoms.symbols) == result.symbols
-            and tuple(atoms.pbc) == result.pbc
-            and np.allclose(atoms.positions, result.positions, rtol=0, atol=SAME_PLACE)
-            and np.allclose(atoms.cell.array, result.cell, rtol=0, atol=SAME_PLACE)
-        )
-    except (LookupError, TypeError, ValueError) as error:
+        md5 = {element: entry["md5"] for element, entry in label["pseudopotentials"].items()}
+        elements_differ = set(atoms.symbols) != set(DFTResult.from_dict(label["result"]).symbols)
+        # Symbols, positions, cell, pbc and starting moments are all in it.
+        same = not elements_differ and fingerprint_of(atoms, label["label_parameters"], md5) == label["fingerprint"]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         return f"the label in the LaunchPad is damaged ({error!r}); remove it from {COLLECTION} and select this again"
     return None if same else "the structure was changed after it was queued; select it again for a label of the new one"
 

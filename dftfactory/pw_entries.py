@@ -41,6 +41,16 @@ BY_ELEMENT = {
 }
 # Of these one index of several counts the kinds: there is no way to give them for a whole data set.
 BY_KIND = {"hubbard_j", "hubbard_occ", "starting_ns_eigenvalue"}
+# How a group of names begins → what switches it on. Without its switch pw.x ignores such a parameter, silently.
+SWITCHES: dict[tuple[str, ...], dict[str, set[bool | str]]] = {
+    ("hubbard_", "lda_plus_u_kind", "u_projection_type"): {"lda_plus_u": {True}},
+    ("london_",): {"vdw_corr": {"dft-d", "grimme-d2"}, "london": {True}},
+    ("dftd3_",): {"vdw_corr": {"dft-d3", "grimme-d3"}},
+    ("ts_vdw_",): {"vdw_corr": {"ts", "ts-vdw", "tkatchenko-scheffler"}, "ts_vdw": {True}},
+    ("xdm_",): {"vdw_corr": {"xdm"}, "xdm": {True}},
+    ("esm_",): {"assume_isolated": {"esm"}},
+    ("edir", "emaxpos", "eopreg", "eamp"): {"tefield": {True}},
+}
 
 _NAME = re.compile(r"([a-z_][a-z0-9_]*)(\([0-9]+(?:,[0-9]+)*\))?")
 _FORTRAN = re.compile(r"\.(true|false|t|f)\.|yes|no|on|off|[-+]?[0-9.]+d[-+]?[0-9]+", re.IGNORECASE)
@@ -48,6 +58,8 @@ _FORTRAN = re.compile(r"\.(true|false|t|f)\.|yes|no|on|off|[-+]?[0-9.]+d[-+]?[0-
 
 def checked_entries(value: Any) -> dict[str, dict[str, Any]]:
     """Return namelist → keyword → value, all names in lower case and without blanks.
+
+    Where there is a Hubbard parameter there is `lda_plus_u`, which the label has in its name from then on.
 
     Raises
     ------
@@ -73,6 +85,10 @@ def checked_entries(value: Any) -> dict[str, dict[str, Any]]:
                     for below, bad, text in _problems(namelist, name, entry, known)
                 ]
                 known[name] = dict(entry) if isinstance(entry, dict) else entry
+    system = entries.get("system", {})
+    if "lda_plus_u" not in system and any(name.startswith("hubbard_") for name in system):
+        system["lda_plus_u"] = True
+    problems += _switched_off(entries)
     if problems:
         raise problems_error(problems)
     return {namelist: keys for namelist, keys in entries.items() if keys}
@@ -112,6 +128,19 @@ def _problems(namelist: str, name: str, entry: Any, known: Mapping[str, Any]) ->
         )
     else:
         yield from _scalar_problems(entry)
+
+
+def _switched_off(entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    """Problems of parameters that pw.x would read and not use."""
+    given = {name: entry for keys in entries.values() for name, entry in keys.items()}
+    switched = {name: entry.lower() if isinstance(entry, str) else entry for name, entry in given.items()}
+    for namelist, keys in entries.items():
+        for name, entry in keys.items():
+            for prefixes, switches in SWITCHES.items():
+                if name.startswith(prefixes) and not any(switched.get(s) in on for s, on in switches.items()):
+                    switch, values = next(iter(switches.items()))
+                    value = str(sorted(values, key=str)[0]).replace("True", "true")
+                    yield f"{namelist}.{name}", entry, f"does nothing without `{switch}: {value}`"
 
 
 def _scalar_problems(entry: Any) -> Iterator[Problem]:

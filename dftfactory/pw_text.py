@@ -49,6 +49,10 @@ class PwText:
         bohr.
     kinds
         Labels of the atoms, such as `Fe` and `Fe1`.
+    n_electrons, n_bands
+        Valence electrons, and Kohn-Sham states of one spin channel.
+    md5
+        Of the pseudopotential files that pw.x has really read, in the order of ATOMIC_SPECIES.
     """
 
     version: str | None = None
@@ -75,6 +79,9 @@ class PwText:
     positions: FloatArray | None = None
     cell: FloatArray | None = None
     kinds: tuple[str, ...] = ()
+    n_electrons: float | None = None
+    n_bands: int | None = None
+    md5: tuple[str, ...] = ()
 
 
 def parse_text(text: str) -> PwText:
@@ -90,6 +97,9 @@ def parse_text(text: str) -> PwText:
         iterations=len(re.findall(r"^ *iteration #", text, re.M)),
         scf_accuracy=tuple(to_number(value) for value in re.findall(rf"estimated scf accuracy\s+<\s*({_FIELD})", text)),
     )
+    # The number tells kinds apart; the file of an element is printed once for each of its kinds.
+    files = re.findall(r"PseudoPot\. # *(\d+) for .*\n.*\n +MD5 check sum: ([0-9a-f]{32})", text)
+    found.md5 = tuple(md5 for _, md5 in sorted(files, key=lambda file: int(file[0])))
     # The day has two columns: one blank more from the first to the ninth of a month.
     if header := re.search(rf"Program PWSCF v\.(\S+)\s+starts on\s+{_DATE} at\s+{_CLOCK}", text):
         found.version, found.started = header[1], to_time(header[2], header[3])
@@ -100,6 +110,10 @@ def parse_text(text: str) -> PwText:
         found.n_ranks = int(ranks[1] or ranks[2])
     if atoms := re.search(r"number of atoms/cell\s*=\s*(\d+)", text):
         found.n_atoms = int(atoms[1])
+    if electrons := re.search(rf"number of electrons +=\s*({_NUMBER})", text):
+        found.n_electrons = float(electrons[1])
+    if bands := re.search(r"number of Kohn-Sham states=\s*(\d+)", text):
+        found.n_bands = int(bands[1])
     if kpoints := re.search(r"number of k points=\s*(\d+)", text):
         found.n_kpoints = int(kpoints[1])
     if memory := re.search(rf"Estimated max dynamical RAM per process >\s*({_NUMBER})\s*(kB|MB|GB)", text):

@@ -95,13 +95,13 @@ class QERunner:
         """
         atoms = to_ase_atoms(structure)
         run_dir = Path(run_dir).resolve()
-        pw_input = self._pw_input(atoms)
-        if has_history(run_dir):
-            raise ConfigError(f"{run_dir} already holds a calculation; choose another folder or remove it")
+        pseudopotentials = self.pseudopotentials(atoms)
+        pw_input = self._pw_input(atoms, pseudopotentials)
+        _refuse_used_folder(run_dir)
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             write_atomically(run_dir / "pw.in", pw_input)
-            self._start_history(run_dir, calculation_id, len(atoms))
+            self._start_history(run_dir, calculation_id, len(atoms), pseudopotentials)
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(f"the run folder {run_dir} cannot be made or written: {reason}") from error
@@ -123,9 +123,8 @@ class QERunner:
             verify_md5(found, self.pseudopotential_md5)
         return found
 
-    def _pw_input(self, atoms: Atoms) -> str:
+    def _pw_input(self, atoms: Atoms, pseudopotentials: dict[str, Pseudopotential]) -> str:
         """Return the text of pw.in; whatever is refused is refused here, before there is a run folder."""
-        pseudopotentials = self.pseudopotentials(atoms)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pw.in"
             write_pw_input(
@@ -139,12 +138,15 @@ class QERunner:
         custodian = Custodian(
             all_handlers(), [job], [LabelValidator()], max_errors=MAX_CORRECTIONS, directory=str(run_dir)
         )
-        with _stopped_by_signals(), _quiet_custodian():
+        with stopped_by_signals(), _quiet_custodian():
             try:
                 custodian.run()
                 result = read_pw_output(run_dir)
-                close_attempt(run_dir, "CONVERGED", **attempt_facts(run_dir))
                 history = read_history(run_dir)["attempts"]
+                history[-1] |= {"outcome": "CONVERGED", **attempt_facts(run_dir)}
+                # A disk that is full by now takes the record, and not the label.
+                with contextlib.suppress(OSError):
+                    close_attempt(run_dir, **history[-1])
             except (CustodianError, DFTFactoryError, OSError) as error:
                 raise _calculation_error(run_dir, calculation_id, error) from error
             finally:
@@ -152,7 +154,9 @@ class QERunner:
                 clean_up(run_dir)
         return result.with_record(level=history[-1]["parameters"]["level"], history=tuple(history))
 
-    def _start_history(self, run_dir: Path, calculation_id: str, n_atoms: int) -> None:
+    def _start_history(
+        self, run_dir: Path, calculation_id: str, n_atoms: int, pseudopotentials: dict[str, Pseudopotential]
+    ) -> None:
         parameters = {
             # The user's own entries are what a level without a value of its own goes back to.
             **{
@@ -168,6 +172,7 @@ class QERunner:
             calculation_id,
             parameters={**parameters, "parallel_cores": self.worker.parallel_cores, "npool": self.worker.npool},
             prescribed={
+                "md5": {element: pseudo.md5 for element, pseudo in pseudopotentials.items()},
                 "degauss": parameters["degauss"],
                 "conv_thr": parameters["conv_thr"],
                 "max_force": self.config.max_force,
@@ -180,6 +185,7 @@ class QERunner:
 def to_ase_atoms(structure: Atoms | Structure | Molecule) -> Atoms:
     """Turn a pymatgen structure into Atoms, with its `magmom` site property as initial moments.
 
+    Without that property the spins of the species, as `Structure.add_spin_by_element` sets them, are the moments (μB).
     Atoms stay as they are.
     """
     from ase import Atoms
@@ -198,13 +204,30 @@ def to_ase_atoms(structure: Atoms | Structure | Molecule) -> Atoms:
         atoms = AseAtomsAdaptor.get_atoms(structure)
     except ValueError as error:
         raise StructureError(f"the pymatgen structure cannot be computed: {error}") from error
-    return Atoms(
-        atoms.symbols,
-        positions=atoms.positions,
-        cell=atoms.cell,
-        pbc=atoms.pbc,
-        magmoms=atoms.get_initial_magnetic_moments() if atoms.has("initial_magmoms") else None,
-    )
+    moments = atoms.get_initial_magnetic_moments() if atoms.has("initial_magmoms") else None
+    # The adaptor takes the site property only.
+    spins = [getattr(site.specie, "spin", None) for site in structure]
+    if moments is None and any(spin is not None for spin in spins):
+        moments = [spin or 0.0 for spin in spins]
+    return Atoms(atoms.symbols, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc, magmoms=moments)
+
+
+def _refuse_used_folder(run_dir: Path) -> None:
+    """Refuse a folder with a calculation in it, ours or not: pw.in and out/ would be replaced."""
+    if has_history(run_dir):
+        try:
+            last = read_history(run_dir)["attempts"][-1]
+        except ParserError:
+            last = {"outcome": "with a damaged history.json"}
+        end = f"ended: {last['outcome']}" if "outcome" in last else "has not ended, or was killed"
+        why = f", {last['evidence']}" if last.get("evidence") else ""
+        raise ConfigError(f"{run_dir} already holds a calculation; choose another folder or remove it (it {end}{why})")
+    for name in ("pw.in", "pw.out", "out"):
+        if (run_dir / name).exists() or (run_dir / name).is_symlink():
+            raise ConfigError(
+                f"{run_dir / name} is there already, from a calculation that is not one of dftfactory's; "
+                "nothing was changed: choose another folder or remove it"
+            )
 
 
 def _calculation_error(run_dir: Path, calculation_id: str, cause: Exception) -> CalculationError:
@@ -242,7 +265,7 @@ def _unclaimed_end(run_dir: Path, cause: Exception) -> dict[str, Any]:
         return {"outcome": failure.value, "evidence": str(cause), "explanation": EXPLANATIONS[failure]}
     evidence, explanation = str(cause), "the calculation was broken off"
     if isinstance(cause, ValidationError | ReturnCodeError):
-        explanation = "the last run ended, but what it left is not a label"
+        explanation = "pw.x ended well, and its result is refused"
         try:  # custodian only says that there was something
             read_pw_output(run_dir)
         except ParserError as error:
@@ -265,8 +288,8 @@ def _softened_error(run_dir: Path, result: DFTResult) -> CalculationError:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Turn SIGTERM (scancel, a shutdown) and SIGHUP into an exception, so that pw.x is stopped before Python ends.
+def stopped_by_signals() -> Iterator[None]:
+    """Turn SIGTERM (scancel, a shutdown) and SIGHUP into SystemExit, so that pw.x is stopped before Python ends.
 
     A signal that the application has a handler of its own for, or ignores as `nohup` does, is left to it.
     """
@@ -274,6 +297,9 @@ def _stopped_by_signals() -> Iterator[None]:
     numbers = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        # Both come when a terminal closes; the second one must not break off what the first has begun to stop.
+        for ours_too in ours:
+            signal.signal(ours_too, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
     ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]

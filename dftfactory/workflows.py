@@ -69,7 +69,7 @@ def make_spec(
         "calculation_id": calculation_id,
         "formula": atoms.get_chemical_formula("metal"),
         "fingerprint": fingerprint(atoms, config, {element: pseudo.md5 for element, pseudo in own.items()}),
-        "config_hash": config_hash(config),
+        "config_hash": config_hash(config, own),
         "config": config.to_dict(),
         "pseudopotentials": {e: {"file": p.path.name, "md5": p.md5} for e, p in own.items()},
         "structure": structure_to_dict(atoms),

@@ -15,7 +15,7 @@ from ase.db.core import Database
 from ruamel.yaml import YAML
 
 from dftfactory.candidates import open_candidates
-from dftfactory.config import WorkerConfig
+from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.labels import structure_from_dict
 from dftfactory.results import DFTResult
 
@@ -82,7 +82,7 @@ def label_for(spec: dict[str, Any], quality: str = "exact", energy: float = -215
         "quality": quality,
         "result": result.to_dict(),
         "pseudopotentials": spec["pseudopotentials"],
-        "label_parameters": {},
+        "label_parameters": DFTConfig(**spec["config"]).label_parameters(),
         "created_on": "2026-01-01T00:00:00+00:00",
         "dftfactory": "0.1.0",
     }

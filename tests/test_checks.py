@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,30 @@ def test_pw_that_never_answers_does_not_hang_the_check(files: Path, monkeypatch:
     assert not line.ok
     assert "did not answer within 0.3 s" in line.says
     assert not Path(f"/proc/{(files / 'pid').read_text().strip()}").exists()
+
+
+def test_ranks_of_a_launcher_that_hangs_do_not_survive_the_check(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open MPI gives each rank a process group of its own; this launcher dies of SIGTERM and leaves its rank."""
+    monkeypatch.setattr(checks, "START_SECONDS", 1)
+    rank = (
+        f"import os, time; os.setpgid(0, 0); open({str(files / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    program(files / "bin" / "pw.x", f'{sys.executable} -c "{rank}" & wait')
+    assert "did not answer within 1 s" in answers(files)["pw.x"].says
+    stat = Path(f"/proc/{(files / 'pid').read_text()}/stat")
+    # Dead is also who only waits for the system to take notice.
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+
+
+def test_worker_file_that_is_used_is_named(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert answers(files)["worker"] == Check("worker", True, str(files / "worker.yaml"))
+    monkeypatch.chdir(files)
+    monkeypatch.setenv("HOME", str(files))
+    monkeypatch.delenv("FW_CONFIG_FILE", raising=False)
+    first = next(check_all(files / "dft.yaml", None, files / "none.yaml"))
+    assert first == Check("worker", True, "no my_fworker.yaml: what is installed")
+    (files / "FW_config.yaml").write_text(f"FWORKER_LOC: {files}/worker.yaml\n")
+    assert next(check_all(files / "dft.yaml", None, files / "none.yaml")).says == str(files / "worker.yaml")
 
 
 def test_launcher_that_starts_serial_programs_is_found_out(files: Path) -> None:
@@ -178,5 +203,7 @@ def test_everything_is_fine_with_the_real_programs(files: Path, pseudo_dir: Path
     worker = {"pw_command": "pw.x", "mpi_command": "mpirun -np {cores} --oversubscribe", "parallel_cores": 2}
     lines = answers(files, worker, launchpad=str(local_launchpad.launchpad_file))
     assert all(line.ok for line in lines.values()), lines
-    assert set(lines) == {"pw.x", "pw.x on 2 ranks", "scratch", "configuration", "pseudopotentials", "LaunchPad"}
+    names = {"worker", "pw.x", "pw.x on 2 ranks", "scratch", "configuration", "pseudopotentials", "LaunchPad"}
+    assert set(lines) == names
+    assert f"answers at 127.0.0.1:{local_launchpad.port} ({local_launchpad.launchpad_file})" in lines["LaunchPad"].says
     assert lines["pseudopotentials"].says.endswith("PZ: Si (NC)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -190,6 +191,7 @@ def test_interrupt_ends_with_130_and_stops_pw(dft_yaml: Path, si_atoms: Atoms, t
         running.kill()
         running.wait()
     assert running.returncode == 130
+    assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
@@ -215,6 +217,7 @@ def test_check_says_ok_or_problem_and_its_status_tells(dftfactory: Dftfactory, d
     lines = {line.split(":")[0]: line for line in outcome.out.splitlines()}
     assert outcome.status == 1
     assert set(lines) == {
+        "ok       worker",
         "ok       pw.x",
         "ok       scratch",
         "ok       configuration",
@@ -275,25 +278,61 @@ def test_structure_file_from_submit_to_export(
     assert outcome.status == 0, outcome.err
     assert outcome.out.splitlines() == [
         "2 structures of new.extxyz are SELECTED in new.db now",
-        "1 queued; next: `rlaunch rapidfire`, then `dftfactory sync new.db`",
+        "1 queued; next: `rlaunch -l my_launchpad.yaml rapidfire`, then `dftfactory sync new.db`",
         "1 refused: they cannot be right and are FAILED now",
     ]
     assert "0.000 Å apart" in outcome.err
     assert dftfactory("submit", "new.extxyz").out.splitlines()[-1] == "no structure in new.db is SELECTED"
     assert dftfactory("sync", "new.extxyz").out == "0 completed, 0 failed, 1 queued or running\n"
-    assert dftfactory("status", "new.extxyz").out.split() == [
+    where, _, counts = dftfactory("status", "new.extxyz").out.partition("\n")
+    assert re.fullmatch(r"LaunchPad at 127\.0\.0\.1:\d+ \(my_launchpad\.yaml\)", where)
+    assert counts.split() == [
         *("Candidates", "SELECTED", "0", "QUEUED", "1", "COMPLETED", "0", "FAILED", "1"),
         *("Fireworks", "READY", "1", "Labels", "none", "0"),
     ]
 
     rlaunch(launchpad, tmp_path / "run", fake_pw("converged"))
     assert dftfactory("sync", "new.db").out == "1 completed, 0 failed, 0 queued or running\n"
-    assert dftfactory("status").out.split() == ["Fireworks", "COMPLETED", "1", "Labels", "level", "0,", "exact", "1"]
+    assert dftfactory("status").out.split()[4:] == [
+        "Fireworks",
+        "COMPLETED",
+        "1",
+        "Labels",
+        "level",
+        "0,",
+        "exact",
+        "1",
+    ]
     exported = dftfactory("export", "train.extxyz")
     assert re.fullmatch(r"1 labels? in train.extxyz \(configuration cfg[0-9a-f]{12}\)\n", exported.out)
     [atoms] = ase.io.read(tmp_path / "train.extxyz", ":")
     [row] = list(ase.db.connect(tmp_path / "new.db").select(status="COMPLETED"))
     assert atoms.info["REF_energy"] == row.energy
+
+
+@pytest.mark.mongodb
+def test_line_that_submit_prints_runs_what_was_queued(
+    dftfactory: Dftfactory,
+    dft_yaml: Path,
+    launchpad: Any,
+    si_atoms: Atoms,
+    fake_pw: Callable[..., WorkerConfig],
+    tmp_path: Path,
+) -> None:
+    """As it stands, with a LaunchPad and a worker that rlaunch would not find by itself."""
+    (tmp_path / "my pad").mkdir()
+    file = write_launchpad_file(launchpad, tmp_path / "my pad").relative_to(tmp_path)
+    (tmp_path / "my_fworker.yaml").write_text(
+        f"name: test\ncategory: ''\nquery: '{{}}'\nenv: {{pw_command: {fake_pw('converged').pw_command[0]}}}\n"
+    )
+    make_database(tmp_path / "c.db", si_atoms)
+    out = dftfactory("submit", "c.db", "-l", file).out
+    [rockets, sync] = re.findall("`([^`]+)`", out)
+    assert rockets == f"rlaunch -l '{file}' -w my_fworker.yaml rapidfire"
+    assert sync == f"dftfactory sync c.db -l '{file}'"
+    ran = process("-m", "fireworks.scripts.rlaunch_run", *shlex.split(rockets)[1:], cwd=tmp_path)
+    assert ran.wait(timeout=120) == 0
+    assert states(launchpad) == {1: "COMPLETED"}
 
 
 @pytest.mark.mongodb

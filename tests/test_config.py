@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dftfactory.config import DFTConfig, WorkerConfig
+from dftfactory.config import DFTConfig, WorkerConfig, find_worker_file
 from dftfactory.errors import ConfigError
 from dftfactory.pw_entries import BY_ELEMENT, BY_KIND, MANDATORY, NUMERICAL, RESERVED
 
@@ -99,7 +99,7 @@ def test_configuration_does_not_share_the_callers_tables() -> None:
     given_by_the_caller = {"system": {"hubbard_u": {"Fe": 4.6}}}
     config = DFTConfig(ecutwfc=60, pw=given_by_the_caller)
     given_by_the_caller["system"]["hubbard_u"]["Fe"] = 0.0
-    assert config.pw == {"system": {"hubbard_u": {"Fe": 4.6}}}
+    assert config.pw == {"system": {"hubbard_u": {"Fe": 4.6}, "lda_plus_u": True}}
 
 
 def test_changed_copy_is_checked_like_a_new_configuration() -> None:
@@ -302,6 +302,45 @@ def test_value_for_one_kind_of_atom_is_given_by_element(entry: dict[str, Any], m
     assert message in refusal(pw={"system": entry})
 
 
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"Hubbard_U": {"Fe": 4}, "lda_plus_u": False}, "pw.system.hubbard_u = {'Fe': 4}: does nothing without `lda_"),
+        ({"lda_plus_u_kind": 1}, "does nothing without `lda_plus_u: true`"),
+        ({"london_c6": {"Fe": 4}}, "does nothing without `vdw_corr: dft-d`"),
+        ({"London_rvdw": {"Fe": 4}, "vdw_corr": "dft-d3"}, "does nothing without `vdw_corr: dft-d`"),
+        ({"dftd3_version": 4}, "pw.system.dftd3_version = 4: does nothing without `vdw_corr: dft-d3`"),
+        ({"esm_bc": "bc1"}, "does nothing without `assume_isolated: esm`"),
+        ({"edir": 3}, "does nothing without `tefield: true`"),
+    ],
+)
+def test_parameter_without_its_switch_is_refused(entry: dict[str, Any], message: str) -> None:
+    """pw.x would ignore it without a word, and the labels would not be what dft.yaml says."""
+    assert message in refusal(pw={"system": entry})
+
+
+@pytest.mark.parametrize(
+    "pw",
+    [
+        {"system": {"dftd3_version": 4, "vdw_corr": "DFT-D3"}},
+        {"system": {"london_s6": 0.75, "london": True}},
+        {"system": {"edir": 3}, "control": {"tefield": True}},
+        {"system": {"lda_plus_u_kind": 1, "hubbard_u": {"Fe": 4.6}}},
+    ],
+)
+def test_parameter_with_its_switch_is_taken(pw: dict[str, Any]) -> None:
+    taken = DFTConfig(ecutwfc=60, pw=pw)
+    assert DFTConfig(**taken.to_dict()) == taken
+    assert all(taken.pw[namelist].items() >= keys.items() for namelist, keys in pw.items())
+
+
+def test_hubbard_parameters_switch_themselves_on_and_the_label_says_so() -> None:
+    pw = {"system": {"hubbard_u": {"Fe": 4.6}}}
+    switched = {"system": {"hubbard_u": {"Fe": 4.6}, "lda_plus_u": True}}
+    assert DFTConfig(ecutwfc=60, pw=pw) == DFTConfig(ecutwfc=60, pw=switched)
+    assert DFTConfig(ecutwfc=60, pw=pw).label_parameters()["pw"] == switched
+
+
 def test_parameter_that_is_given_twice_is_refused() -> None:
     assert "pw.system.NBND = 30: is given twice" in refusal(pw={"system": {"nbnd": 20, "NBND": 30}})
     assert "pw.SYSTEM.nbnd = 30: is given twice" in refusal(pw={"system": {"nbnd": 20}, "SYSTEM": {"nbnd": 30}})
@@ -319,7 +358,7 @@ def test_names_are_kept_in_lower_case_without_blanks_and_empty_namelists_are_lef
         "Electrons ": {"mixing_ndim": 12},
     }
     assert DFTConfig(ecutwfc=60, pw=pw).pw == {
-        "system": {"hubbard_u": {"Fe": 4}, "efield_cart(1)": 0.1},
+        "system": {"hubbard_u": {"Fe": 4}, "efield_cart(1)": 0.1, "lda_plus_u": True},
         "electrons": {"mixing_ndim": 12},
     }
 
@@ -654,8 +693,38 @@ def test_unusable_worker_file_is_named(tmp_path: Path, text: str, message: str) 
     assert message in refused.value.message
 
 
+def test_worker_file_is_found_as_fireworks_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder that FW_CONFIG_FILE leads to, or under the name that it gives; here comes before both."""
+    for folder in ("here", "home", "configs"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FW_CONFIG_FILE", str(tmp_path / "configs" / "FW_config.yaml"))
+    assert find_worker_file() is None  # also where FW_CONFIG_FILE names nothing
+    config = write(tmp_path / "configs", f"CONFIG_FILE_DIR: {tmp_path}/configs\n", "FW_config.yaml")
+    assert find_worker_file() is None
+    write(tmp_path / "configs", "env: {scratch_dir: /folder}\n", "my_fworker.yaml")
+    assert WorkerConfig.find().scratch_dir == "/folder"
+    write(tmp_path / "configs", "env: {scratch_dir: /named}\n", "other.yaml")
+    config.write_text(f"CONFIG_FILE_DIR: {tmp_path}/configs\nFWORKER_LOC: {tmp_path}/configs/other.yaml\n")
+    assert WorkerConfig.find().scratch_dir == "/named"
+    write(tmp_path / "here", "env: {scratch_dir: /here}\n", "my_fworker.yaml")
+    assert WorkerConfig.find().scratch_dir == "/here"
+
+
+def test_worker_file_that_fireworks_settings_name_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "FWORKER_LOC: /no/such/worker.yaml\n", "FW_config.yaml")
+    with pytest.raises(ConfigError, match=r"/no/such/worker\.yaml does not exist"):
+        WorkerConfig.find()
+
+
 def test_worker_file_of_the_present_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("FW_CONFIG_FILE", raising=False)
     assert WorkerConfig.find() == WorkerConfig()
     write(tmp_path, "env: {npool: 1, scratch_dir: /scratch}\n", "my_fworker.yaml")
     assert WorkerConfig.find().scratch_dir == "/scratch"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import ase.db
@@ -12,6 +16,10 @@ import pytest
 
 from dftfactory.demo import demo_structures, run_demo
 from dftfactory.errors import ConfigError
+from dftfactory.local_launchpad import stop_local_launchpad
+
+# The same packages, also from another folder.
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)}
 
 
 def test_demo_refuses_a_folder_that_exists(tmp_path: Path) -> None:
@@ -39,6 +47,7 @@ def test_demo_runs_the_whole_road(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "dftfactory.cli", "demo", "demo"],
         cwd=tmp_path,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=600,
@@ -56,7 +65,40 @@ def test_demo_runs_the_whole_road(tmp_path: Path) -> None:
     assert "does not run" in subprocess.run(
         [sys.executable, "-m", "dftfactory.cli", "launchpad", "status", "--dir", "demo/launchpad"],
         cwd=tmp_path,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
     ).stdout  # fmt: skip
+
+
+@pytest.mark.pw
+@pytest.mark.mongodb
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_stopped_demo_leaves_no_process_behind(number: signal.Signals, tmp_path: Path) -> None:
+    """Neither server nor rockets nor pw.x: a batch system stops a job in this way, and so does a closed terminal."""
+    command = [sys.executable, "-m", "dftfactory.cli", "demo", "demo"]
+    # In a session of its own, or the shell that runs the tests may have taught it to ignore SIGHUP.
+    demo = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while "pw.x" not in processes_in(tmp_path):
+            assert demo.poll() is None
+            time.sleep(0.02)
+        demo.send_signal(number)
+        assert demo.wait(timeout=60) == 128 + number
+        assert processes_in(tmp_path) == []
+    finally:
+        demo.kill()
+        demo.wait()
+        stop_local_launchpad(tmp_path / "demo" / "launchpad")
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Names of the processes that run in a folder or below it, or have it in their command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if str(folder) in " ".join(words) or (process / "cwd").resolve().is_relative_to(folder):
+                found.append(Path(words[0]).name)
+    return found

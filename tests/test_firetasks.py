@@ -29,6 +29,7 @@ from queue_helpers import (
     write_launchpad_file,
 )
 
+from dftfactory import firetasks
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import ConfigError, PseudopotentialError, StructureError
 from dftfactory.firetasks import RunDFT, _claim_folder, _Spec
@@ -233,6 +234,37 @@ def test_label_on_disk_that_was_never_stored_is_picked_up(
 
 
 @pytest.mark.mongodb
+def test_label_of_an_earlier_launch_is_found_from_a_new_folder(launchpad: Any, queued: Any, tmp_path: Path) -> None:
+    """`rlaunch rapidfire` makes a folder for each launch; the one of the launch that was lost holds the label."""
+    rlaunch(launchpad, tmp_path / "first", {"pw_command": "/nonexistent/pw.x"})
+    assert states(launchpad) == {1: "FIZZLED"}
+    (tmp_path / "first" / "label.json").write_text(json.dumps(label_for(specs(launchpad)["a"])))
+    launchpad.rerun_fw(1)
+    rlaunch(launchpad, tmp_path / "second", {"pw_command": "/nonexistent/pw.x"})
+    assert states(launchpad) == {1: "COMPLETED"}
+    assert sync(queued, launchpad).completed == 1
+
+
+@pytest.mark.mongodb
+def test_label_that_cannot_be_written_is_stored_all_the_same(
+    launchpad: Any, queued: Any, fake_pw: FakePw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full by the end of the run."""
+
+    def full(run_dir: Path, label: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(firetasks, "write_label", full)
+    task, spec = RunDFT(), specs(launchpad)["a"]
+    task.launchpad, task.fw_id = launchpad, 1
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    action = task.run_task({**spec, "_fw_env": fake_pw("converged").to_dict()})
+    assert action.stored_data["quality"] == "exact"
+    assert LabelStore(launchpad).get(spec["fingerprint"]) is not None
+
+
+@pytest.mark.mongodb
 def test_label_of_another_calculation_in_the_folder_is_not_taken(
     launchpad: Any, queued: Any, fake_pw: FakePw, tmp_path: Path
 ) -> None:
@@ -260,7 +292,8 @@ def test_rockets_in_one_folder_do_not_meet(
         rocket.communicate(timeout=60)
     rlaunch(launchpad, tmp_path / "run", worker)
     assert states(launchpad) == {1: "FIZZLED", 2: "FIZZLED", 3: "FIZZLED"}
-    histories = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("**/history.json")]
+    paths = [path for path in (tmp_path / "run").glob("**/history.json") if not path.parent.name.startswith("attempt")]
+    histories = [json.loads(path.read_text()) for path in paths]
     assert sorted(history["calculation_id"] for history in histories) == ["a", "x", "y"]
     details = [last_launch(launchpad, n)["action"]["stored_data"]["_exception"]["_details"] for n in (1, 2, 3)]
     assert [entry["failure"] for entry in details] == ["KILLED"] * 3

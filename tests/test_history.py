@@ -54,8 +54,9 @@ def test_an_attempt_waits_for_a_verdict_from_its_end_to_the_first_word_about_it(
 def test_the_next_attempt_starts_with_the_input_alone_and_the_saved_state(run_dir: Path) -> None:
     open_attempt(run_dir, {"mixing_beta": 0.3, "level": 1})
     kept = sorted(path.name for path in (run_dir / "attempt_0").iterdir())
-    assert kept == ["exit_status", "pw.err", "pw.in", "pw.out", "pwscf.xml"]
-    assert (run_dir / "attempt_0" / "pwscf.xml").read_text() == "first out/pwscf.xml"
+    assert kept == ["exit_status", "history.json", "out", "pw.err", "pw.in", "pw.out"]
+    assert (run_dir / "attempt_0" / "out" / "pwscf.xml").read_text() == "first out/pwscf.xml"
+    assert current_parameters(run_dir / "attempt_0")["level"] == 0
     left = sorted(str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file())
     assert [name for name in left if not name.startswith("attempt_0")] == ["history.json", "out/pwscf.wfc1", "pw.in"]
     assert current_parameters(run_dir) == {"mixing_beta": 0.3, "level": 1}

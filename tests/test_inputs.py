@@ -359,6 +359,13 @@ def test_hubbard_u_by_element_reaches_every_kind_of_it(tmp_path):
     assert pw_input.get("hubbard_u(3)") == 4.6
 
 
+def test_hubbard_u_is_switched_on_where_it_applies_and_only_there(tmp_path):
+    """pw.x 6.7 ignores it without lda_plus_u, and refuses lda_plus_u in a structure that has no U."""
+    u = {"system": {"Hubbard_U": {"Fe": 4.6}}}
+    assert re.search(r"lda_plus_u +=\s+\.true\.", written(iron(), tmp_path, pw=u))
+    assert "lda_plus_u" not in written(bulk("Al"), tmp_path, pw=u)
+
+
 # Structures that cannot be right
 
 
@@ -690,6 +697,22 @@ def test_pw_accepts_what_is_written_and_its_output_is_a_label(tmp_path, config, 
         assert read_pw_input(tmp_path / "pw.in").kinds == ("H", "H1")
         assert result.total_magnetization == pytest.approx(0.0, abs=0.01)
         assert result.absolute_magnetization > 0.1
+
+
+@pytest.mark.pw
+def test_hubbard_u_changes_the_energy_and_leaves_other_elements_alone(tmp_path, config):
+    """4.6 eV on the d electrons of one Fe is worth more than 1 eV."""
+    cheap = {"ecutwfc": 12, "ecutrho": 60, "kspacing": 2.0, "magnetism": "none", "conv_thr_per_atom": 1e-6}
+    plain = config.model_copy(update=cheap)
+    with_u = plain.model_copy(update={"pw": {"system": {"Hubbard_U": {"Fe": 4.6}}}})
+    energies = {}
+    for name, atoms, chosen in (("plain", iron(), plain), ("u", iron(), with_u), ("al", bulk("Al"), with_u)):
+        (tmp_path / name).mkdir()
+        write_pw_input(atoms, chosen, tmp_path / name / "pw.in")
+        run_pw(tmp_path / name)
+        energies[name] = read_pw_output(tmp_path / name).energy
+
+    assert abs(energies["u"] - energies["plain"]) > 1.0
 
 
 @pytest.mark.pw

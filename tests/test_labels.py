@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dftfactory.labels import (
     LABEL_FILE,
     config_hash,
     fingerprint,
+    forces_above,
     make_label,
     read_label,
     structure_from_dict,
@@ -36,6 +38,10 @@ from dftfactory.results import DFTResult
 
 CONFIG = DFTConfig(ecutwfc=60)
 MD5 = {"Fe": "0" * 32, "O": "1" * 32}
+PSEUDO = {
+    element: Pseudopotential(element, Path(f"/upf/{element}.upf"), "NC", "PBE", 8.0, "scalar", None, None, md5)
+    for element, md5 in MD5.items()
+}
 
 # Multiples of 0.1 Å: noise of 1e-9 Å cannot move them over the border between two steps of 1e-6 Å.
 coordinates = st.integers(-500, 500).map(lambda tenths: tenths / 10)
@@ -80,7 +86,7 @@ def test_numerical_and_machine_parameters_do_not_name_another_label(atoms: Atoms
         pw={"electrons": {"mixing_ndim": 20, "diago_david_ndim": 4}},
     )
     assert name_of(atoms, other) == name_of(atoms)
-    assert config_hash(other) == config_hash(CONFIG)
+    assert config_hash(other, PSEUDO) == config_hash(CONFIG, PSEUDO)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +105,7 @@ def test_numerical_and_machine_parameters_do_not_name_another_label(atoms: Atoms
 def test_label_parameters_name_another_label(atoms: Atoms, change: dict[str, Any]) -> None:
     other = DFTConfig(**{"ecutwfc": 60, **change})
     assert name_of(atoms, other) != name_of(atoms)
-    assert config_hash(other) != config_hash(CONFIG)
+    assert config_hash(other, PSEUDO) != config_hash(CONFIG, PSEUDO)
 
 
 @given(structures(), st.data())
@@ -143,7 +149,35 @@ def test_moments_and_pbc_count(atoms: Atoms) -> None:
     opposite.set_initial_magnetic_moments([-4.0, 0.0])
     slab.pbc = [True, True, False]
     bare.set_initial_magnetic_moments(None)
-    assert len({name_of(variant) for variant in (atoms, opposite, slab, bare)}) == 4
+    config = DFTConfig(ecutwfc=60, magnetism="none")
+    assert len({name_of(variant, config) for variant in (atoms, opposite, slab, bare)}) == 4
+
+
+def test_moments_that_the_configuration_gives_count_as_if_they_stood_on_the_structure(atoms: Atoms) -> None:
+    """A start of 0.0004 μB ends without a moment, the start of `auto` with one."""
+    bare, tiny = atoms.copy(), atoms.copy()
+    bare.set_initial_magnetic_moments(None)
+    tiny.set_initial_magnetic_moments([4e-4, 0.0])
+    assert name_of(bare) == name_of(atoms)  # 4 μB on Fe, as `auto` gives it
+    assert name_of(tiny) != name_of(bare)
+    no_spin = DFTConfig(ecutwfc=60, magnetism="none")
+    assert name_of(tiny, no_spin) != name_of(bare, no_spin)
+
+
+def test_functional_names_another_data_set() -> None:
+    """Si of LDA and C of PBE, submitted one after the other, must not meet in one training set."""
+    other = {"C": replace(PSEUDO["Fe"], element="C", functional="PZ")}
+    assert config_hash(CONFIG, other) != config_hash(CONFIG, PSEUDO)
+    same = {"C": replace(PSEUDO["Fe"], element="C")}
+    assert config_hash(CONFIG, same) == config_hash(CONFIG, PSEUDO)
+
+
+def test_label_above_max_force_is_named(label: dict[str, Any]) -> None:
+    """It may have been computed with another bound, which is no part of its name."""
+    assert forces_above(label, DFTConfig(ecutwfc=60)) is None
+    reason = forces_above(label, DFTConfig(ecutwfc=60, max_force=1e-6))
+    assert reason is not None
+    assert "max_force = 1e-06 eV/Å" in reason
 
 
 def test_moments_of_zero_are_no_moments(atoms: Atoms) -> None:
@@ -171,13 +205,13 @@ def test_notes_results_constraints_and_tags_do_not_count(atoms: Atoms) -> None:
 def test_name_is_the_same_tomorrow(atoms: Atoms) -> None:
     """Names are stored in databases: whoever changes this line makes every label of every user a stranger."""
     assert name_of(atoms) == "dft6dbffb26714c75fa40f768c4cee79de0"
-    assert config_hash(CONFIG) == "cfg68b5f17edd73"
+    assert config_hash(CONFIG, PSEUDO) == "cfg4c87f83098d3"
 
 
 @given(structures())
 def test_no_reader_takes_a_name_for_a_number(atoms: Atoms) -> None:
     """A digest such as 12e4567 is one for YAML, and ase.db refuses text that looks like one."""
-    for name in (name_of(atoms), config_hash(CONFIG)):
+    for name in (name_of(atoms), config_hash(CONFIG, PSEUDO)):
         assert re.fullmatch("(dft[0-9a-f]{32}|cfg[0-9a-f]{12})", name)
         assert YAML(typ="safe").load(name) == name
         assert not any(str_represents(name, kind) for kind in (bool, int, float))
@@ -282,11 +316,7 @@ def label(atoms: Atoms) -> dict[str, Any]:
     config = DFTConfig(
         ecutwfc=60, magnetism={"Fe": 4.0}, pw={"system": {"Hubbard_U": {"Fe": 4.6}, "efield_cart(1)": 0.1}}
     )
-    pseudopotentials = {
-        element: Pseudopotential(element, Path(f"/upf/{element}.upf"), "NC", "PBE", 8.0, "scalar", None, None, md5)
-        for element, md5 in MD5.items()
-    }
-    return make_label(result, name_of(atoms, config), config, pseudopotentials)
+    return make_label(result, name_of(atoms, config), config, PSEUDO)
 
 
 def test_label_says_what_it_is_and_how_it_was_obtained(label: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dftfactory.errors import LaunchPadError
-from dftfactory.launchpad import LAUNCHPAD_FILE, load_launchpad
+from dftfactory.launchpad import LAUNCHPAD_FILE, describe_launchpad, load_launchpad, rocket_command
 from dftfactory.local_launchpad import LAUNCHPAD_FILE_TEXT
 
 PATIENT = "mongoclient_kwargs: {serverSelectionTimeoutMS: 60000}\n"
@@ -111,6 +111,25 @@ def test_opening_a_launchpad_leaves_standard_output_alone(local_launchpad):
     quiet = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert quiet.stdout == ""
     assert "a warning" in quiet.stderr
+
+
+def test_line_for_rockets_names_what_rlaunch_would_not_find(tmp_path, monkeypatch):
+    """What FW_config.yaml names it finds by itself."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fireworks.fw_config.LAUNCHPAD_LOC", "/configured/my_launchpad.yaml")
+    assert rocket_command(None, Path("my_fworker.yaml")) == "rlaunch rapidfire"
+    _launchpad_file(tmp_path / "launchpad", "host: localhost\n")
+    assert rocket_command() == "rlaunch -l launchpad/my_launchpad.yaml rapidfire"
+    assert rocket_command(None, Path("w.yaml")) == "rlaunch -l launchpad/my_launchpad.yaml -w w.yaml rapidfire"
+    assert rocket_command(Path("my pad.yaml")) == "rlaunch -l 'my pad.yaml' rapidfire"
+
+
+def test_launchpad_is_described_without_its_password(tmp_path):
+    host = "mongodb://alice:s3cret@db.example:27018/fireworks?authSource=admin"
+    file = _launchpad_file(tmp_path, f"host: {host}\nuri_mode: true\nname: fireworks\n")
+    assert describe_launchpad(file) == f"db.example:27018 ({file})"
+    file = _launchpad_file(tmp_path, "host: localhost\npassword: s3cret\n")
+    assert describe_launchpad(file) == f"localhost:27017 ({file})"
 
 
 def _launchpad_file(folder: Path, text: str) -> Path:

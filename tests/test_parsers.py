@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,10 @@ from dftfactory.errors import (
     NotConvergedError,
     ParserError,
 )
+from dftfactory.failures import Failure, diagnose
 from dftfactory.history import start_history
-from dftfactory.inputs import change_pw_input
-from dftfactory.parsers import read_exit_status, read_output, read_pw_output
+from dftfactory.inputs import change_pw_input, read_pw_input
+from dftfactory.parsers import parse_text, read_exit_status, read_output, read_pw_output
 from dftfactory.recovery import LADDER
 
 FILES = Path(__file__).parent / "files"
@@ -397,15 +399,84 @@ def test_forces_beyond_all_physics_are_refused():
 
 
 def test_bands_that_are_too_few_are_refused_with_their_number():
-    with pytest.raises(InconsistentOutputError, match="partly filled") as error:
+    with pytest.raises(InconsistentOutputError, match=r"highest band is filled \(occupation 0\.500\)") as error:
         read_pw_output(FILES / "pw" / "efermi_wrong")
     assert error.value.details == {"n_bands": 2}
+
+
+def fill_the_highest_band(folder: Path) -> None:
+    """Write occupation 1 for the last band of each k-point and spin channel."""
+    xml = folder / "out" / "pwscf.xml"
+    spins = 2 if "<lsda>true" in xml.read_text() else 1
+
+    def filled(match: re.Match[str]) -> str:
+        words = match[2].split()
+        for spin in range(spins):
+            words[(spin + 1) * len(words) // spins - 1] = "1.0"
+        return match[1] + " ".join(words) + "</occupations>"
+
+    xml.write_text(re.sub(r"(<occupations[^/>]*>)([^<]*)</occupations>", filled, xml.read_text()))
+
+
+def test_a_spin_channel_that_is_full_to_the_top_is_capped(run):
+    """Fe2 with 10 bands converges to 4 μB, 1.1 eV above its 6 μB, with occupations of exactly 1."""
+    folder = run("pw/ok_fe_mag")
+    fill_the_highest_band(folder)
+    with pytest.raises(InconsistentOutputError, match="too few for the electrons"):
+        read_pw_output(folder)
+
+
+def test_full_bands_of_an_insulator_are_accepted_only_where_the_input_is_not_ours(run):
+    folder = run("pw/few_bands_smear_si")
+    assert read_pw_output(folder).source == "xml"
+    prescribe(folder, conv_thr=1e-8)
+    with pytest.raises(InconsistentOutputError, match="too few for the electrons"):
+        read_pw_output(folder)
+
+
+def test_text_alone_does_not_serve_where_the_bands_may_have_been_too_few(run):
+    """Occupations stand in the XML only."""
+    folder = run("pw/few_bands_smear_si")
+    (folder / "out" / "pwscf.xml").unlink()
+    with pytest.raises(IncompleteOutputError, match="whether the bands were enough"):
+        read_pw_output(folder)
+
+
+def test_forces_that_the_scf_error_spoils_are_refused(run):
+    folder = run("reference/al4_fcc_rattled")
+    text = (folder / "pw.out").read_text()
+    total = float(re.search(r"Total force = +(\S+)", text)[1])
+    spoilt = re.sub(r"(Total SCF correction = +)\S+", rf"\g<1>{total / 2:.6f}", text)
+    (folder / "pw.out").write_text(spoilt)
+    with pytest.raises(InconsistentOutputError, match="lower conv_thr_per_atom"):
+        read_pw_output(folder)
+
+
+def test_a_run_of_ours_without_an_exit_status_is_no_label(run):
+    """A full disk leaves an empty file."""
+    folder = run("reference/al4_fcc_rattled")
+    prescribe(folder)
+    (folder / "exit_status").write_text("")
+    with pytest.raises(IncompleteOutputError, match="is not known"):
+        read_pw_output(folder)
+
+
+def test_pseudopotential_that_pw_x_took_from_elsewhere_is_refused(run):
+    """pw.x silently takes a file of the same name from the folder that it was built with."""
+    folder = run("reference/al4_fcc_rattled")
+    md5 = parse_text(read_output(folder)).md5
+    prescribe(folder, md5=dict.fromkeys(read_pw_input(folder / "pw.in").symbols, md5[0]))
+    assert read_pw_output(folder).quality == "exact"
+    prescribe(folder, md5=dict.fromkeys(read_pw_input(folder / "pw.in").symbols, "0" * 32))
+    with pytest.raises(InconsistentOutputError, match=r"another content .* a short path"):
+        read_pw_output(folder)
+    assert diagnose(folder) is Failure.PSEUDOPOTENTIAL
 
 
 # The prescribed parameters of a calculation
 
 
-def prescribe(folder: Path, parameters: dict | None = None, **prescribed: float) -> None:
+def prescribe(folder: Path, parameters: dict | None = None, **prescribed: object) -> None:
     start_history(
         folder,
         "al4",

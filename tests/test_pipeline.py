@@ -243,6 +243,36 @@ def test_functionals_are_not_mixed_within_a_data_set(
     assert states(launchpad) == {}
 
 
+def test_refused_candidate_forgets_the_label_that_it_had(
+    launchpad: Any, fake_config: DFTConfig, tmp_path: Path
+) -> None:
+    """Selected again with a stricter configuration: the label of the old one must not come back onto the row."""
+    db = make_database(tmp_path / "c.db", bulk("Si", a=4.6))
+    submit(db, fake_config, launchpad)
+    give_labels(launchpad, "a")
+    assert sync(db, launchpad).completed == 1
+    db.update(1, status="SELECTED")
+    strict = fake_config.model_copy(update={"degauss": 0.01, "min_distance_fraction": 0.95})
+    assert submit(db, strict, launchpad).refused == 1
+    assert sync(db, launchpad).completed == 0
+    assert statuses(db) == {"a": "FAILED"}
+
+
+def test_label_above_the_largest_force_of_the_configuration_is_not_reused(
+    launchpad: Any, queued: Any, fake_config: DFTConfig
+) -> None:
+    """`max_force` is no label parameter: the label was made with a larger one."""
+    give_labels(launchpad, "a", "b")
+    for row_id in (1, 2):
+        queued.update(row_id, status="SELECTED")
+    summary = submit(queued, fake_config.model_copy(update={"max_force": 0.1}), launchpad)
+    assert (summary.already_labelled, summary.refused) == (0, 2)
+    assert rows(queued)["a"].failure == "REJECTED"
+    assert "max_force = 0.1 eV/Å" in rows(queued)["a"].reason
+    sync(queued, launchpad)
+    assert (statuses(queued)["a"], statuses(queued)["b"]) == ("FAILED", "FAILED")
+
+
 @pytest.mark.pw
 @pytest.mark.mongodb
 def test_all_structures_of_a_data_set_share_one_density_cutoff(
@@ -457,7 +487,7 @@ def test_candidate_that_had_failed_gets_the_label_of_a_rerun(launchpad: Any, que
     assert rows(queued)["a"].status == "COMPLETED"
 
 
-@pytest.mark.parametrize("change", ["moved", "atoms", "cell", "pbc"])
+@pytest.mark.parametrize("change", ["moved", "atoms", "spin", "cell", "pbc"])
 def test_candidate_changed_after_it_was_queued_fails_alone_and_keeps_its_atoms(
     launchpad: Any, queued: Any, si_atoms: Atoms, change: str
 ) -> None:
@@ -467,6 +497,8 @@ def test_candidate_changed_after_it_was_queued_fails_alone_and_keeps_its_atoms(
         new = shifted(new, 0.3)
     elif change == "atoms":
         new.symbols[0] = "Ge"
+    elif change == "spin":
+        new.set_initial_magnetic_moments([1.0, -1.0])
     elif change == "cell":
         new.set_cell(new.cell * 1.01)
     else:

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc100
+from conftest import PSEUDO_DIR
 
 from dftfactory.config import DFTConfig, LadderLevel, WorkerConfig
+from dftfactory.errors import CalculationError
 from dftfactory.results import DFTResult
 from dftfactory.runner import QERunner
 
@@ -122,3 +124,22 @@ def test_wavefunctions_are_on_scratch_while_it_runs_and_nowhere_afterwards(
     assert result.source == "xml"
     assert list((tmp_path / "scratch").iterdir()) == []
     assert list(tmp_path.rglob("*wfc*")) == []
+
+
+@pytest.mark.pw
+def test_a_pseudopotential_that_pw_x_took_from_its_own_folder_is_noticed(
+    config: DFTConfig, si_atoms: Atoms, tmp_path: Path
+) -> None:
+    """The folder goes away between our look at it and pw.x, which then reads a file of the same name from Debian's."""
+    folder = tmp_path / "pseudo"
+    folder.mkdir()
+    original = (PSEUDO_DIR / "Si.pz-vbc.UPF").read_text()
+    (folder / "Si.pz-vbc.UPF").write_text(original.replace("Author:", "Author: somebody else"))
+    launcher = tmp_path / "pw.sh"
+    launcher.write_text(f'#!/bin/sh\nmv {folder} {folder}.gone\nexec pw.x "$@"\n')
+    launcher.chmod(0o755)
+    own = config.model_copy(update={"pseudopotential_dir": str(folder)})
+    with pytest.raises(CalculationError, match="another content than the prescribed one") as error:
+        QERunner(own, WorkerConfig(pw_command=[str(launcher)])).run(si_atoms, tmp_path / "run")
+    assert error.value.details["failure"] == "PSEUDOPOTENTIAL"
+    assert len(error.value.details["history"]) == 1

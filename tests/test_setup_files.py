@@ -68,7 +68,7 @@ def test_template_shows_every_key_and_its_optional_parts_are_valid(tmp_path: Pat
     config = DFTConfig.from_yaml(tmp_path / "all.yaml")
 
     assert set(YAML(typ="safe").load(text)) == set(DFTConfig.model_fields)
-    assert config.pw == {"system": {"vdw_corr": "dft-d3", "hubbard_u": {"Fe": 4.6}}}
+    assert config.pw == {"system": {"vdw_corr": "dft-d3", "hubbard_u": {"Fe": 4.6}, "lda_plus_u": True}}
     assert config.pseudopotentials == {"Si": "Si.upf"}
 
 
