@@ -12,7 +12,7 @@ from fireworks import FiretaskBase, FWAction, explicit_serialize
 
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError
-from dftfactory.history import has_history
+from dftfactory.history import foreign_file, has_history
 from dftfactory.labels import (
     CALCULATION_ID,
     fingerprint,
@@ -143,7 +143,7 @@ def _claim_folder(launch_dir: Path, spec: _Spec) -> Path:
             folder.mkdir(exist_ok=True)
             with (folder / CLAIM).open("x", encoding="utf-8") as claim:
                 claim.write(f"{spec.calculation_id}\n")
-            if not has_history(folder):
+            if not has_history(folder) and foreign_file(folder) is None:
                 return folder
     raise AssertionError("the folders are endless")
 

@@ -20,7 +20,14 @@ from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError, DFTFactoryError, ParserError, StructureError
 from dftfactory.failures import EXPLANATIONS, Failure
 from dftfactory.handlers import all_handlers, attempt_facts
-from dftfactory.history import close_attempt, has_history, read_history, start_history, write_atomically
+from dftfactory.history import (
+    close_attempt,
+    foreign_file,
+    has_history,
+    read_history,
+    start_history,
+    write_atomically,
+)
 from dftfactory.inputs import NAMELIST_OF, prescribed_parameters, write_pw_input
 from dftfactory.jobs import LabelValidator, QEJob, clean_up
 from dftfactory.parsers import read_pw_output
@@ -222,12 +229,11 @@ def _refuse_used_folder(run_dir: Path) -> None:
         end = f"ended: {last['outcome']}" if "outcome" in last else "has not ended, or was killed"
         why = f", {last['evidence']}" if last.get("evidence") else ""
         raise ConfigError(f"{run_dir} already holds a calculation; choose another folder or remove it (it {end}{why})")
-    for name in ("pw.in", "pw.out", "out"):
-        if (run_dir / name).exists() or (run_dir / name).is_symlink():
-            raise ConfigError(
-                f"{run_dir / name} is there already, from a calculation that is not one of dftfactory's; "
-                "nothing was changed: choose another folder or remove it"
-            )
+    if (foreign := foreign_file(run_dir)) is not None:
+        raise ConfigError(
+            f"{foreign} is there already, from a calculation that is not one of dftfactory's; "
+            "nothing was changed: choose another folder or remove it"
+        )
 
 
 def _calculation_error(run_dir: Path, calculation_id: str, cause: Exception) -> CalculationError:

@@ -144,6 +144,9 @@ def test_each_calculation_claims_a_folder_of_its_own(spec: dict[str, Any], tmp_p
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "history.json").write_text("{}")
     assert _claim_folder(tmp_path / "other", _Spec(spec)) == tmp_path / "other" / "si"
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "pw.in").write_text("a calculation of the user's own")
+    assert _claim_folder(tmp_path / "users", _Spec(spec)) == tmp_path / "users" / "si"
 
 
 # Rockets with the stand-in pw.x
