@@ -40,7 +40,7 @@ def rendered(renderable: Any, **options: Any) -> str:
 def result() -> DFTResult:
     structure = {"symbols": ["H", "H"], "positions": np.zeros((2, 3)), "cell": np.eye(3) * 5, "pbc": [False] * 3}
     spec = {"structure": structure, **dict.fromkeys(("calculation_id", "fingerprint", "config_hash", "formula"), "x")}
-    return DFTResult.from_dict(label_for({**spec, "pseudopotentials": {}})["result"])
+    return DFTResult.from_dict(label_for({**spec, "pseudopotentials": {}, "config": {"ecutwfc": 60}})["result"])
 
 
 def test_candidates_fit_into_80_columns() -> None:
