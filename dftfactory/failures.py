@@ -1,190 +1,37 @@
 """What one failed run shows, turned into exactly one Failure.
 
-`examine` reads everything that a run leaves: pw.in, pw.out, pw.err, CRASH, the XML and the exit status. The signatures
-are one table; the first one that matches wins, so that the most specific ones come first.
+`examine` reads everything that a run leaves: pw.in, pw.out, pw.err, CRASH, the XML and the exit status. Messages come
+first (`signatures`), then what the parser refuses, then the exit status; the structure and the pseudopotential files
+can explain better what broke the solver.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from dftfactory.errors import (
-    InconsistentOutputError,
-    InputError,
-    NonFiniteError,
-    NotConvergedError,
-    ParserError,
-    StructureError,
-)
-from dftfactory.history import has_history, read_history
-from dftfactory.inputs import PwInput, check_structure, read_pw_input
-from dftfactory.parsers import PwText, parse_text, read_exit_status, read_output, read_pw_output
+from dftfactory.causes import from_disk, from_geometry, from_pseudopotentials, tightest_folder
+from dftfactory.errors import InconsistentOutputError, NonFiniteError, NotConvergedError, ParserError
+from dftfactory.parsers import read_pw_output
+from dftfactory.run_files import END_OF_FILE as END_OF_FILE
+from dftfactory.run_files import RunFiles, read_run_files
+from dftfactory.scf import GAIN_WINDOW, is_diverging, is_gaining, is_hopeless
+from dftfactory.signatures import EXPLANATIONS as EXPLANATIONS
+from dftfactory.signatures import SIGNATURES, Signature
+from dftfactory.signatures import Diagnosis as Diagnosis
+from dftfactory.signatures import Failure as Failure
 
-
-class Failure(str, Enum):
-    """How a run of pw.x can end without a label."""
-
-    ENVIRONMENT = "ENVIRONMENT"
-    INPUT_ERROR = "INPUT_ERROR"
-    PSEUDOPOTENTIAL = "PSEUDOPOTENTIAL"
-    GEOMETRY = "GEOMETRY"
-    OCCUPATIONS = "OCCUPATIONS"
-    PARALLELIZATION = "PARALLELIZATION"
-    OUT_OF_MEMORY = "OUT_OF_MEMORY"
-    DISK_FULL = "DISK_FULL"
-    WALLTIME = "WALLTIME"
-    SOFT_STOP = "SOFT_STOP"
-    SCF_NOT_CONVERGED = "SCF_NOT_CONVERGED"
-    DIAGONALIZATION = "DIAGONALIZATION"
-    NAN = "NAN"
-    SYMMETRY = "SYMMETRY"
-    BAD_RESTART = "BAD_RESTART"
-    HANG = "HANG"
-    KILLED = "KILLED"
-    INCOMPLETE_OUTPUT = "INCOMPLETE_OUTPUT"
-
-
-# One sentence for a person: what happened and what to do.
-EXPLANATIONS = {
-    Failure.ENVIRONMENT: "pw.x could not start; check pw_command, mpi_command and the folders with `dftfactory check`",
-    Failure.INPUT_ERROR: "pw.x refuses the input; correct the parameter that it names, in dft.yaml or its `pw` part",
-    Failure.PSEUDOPOTENTIAL: "a pseudopotential cannot be used; replace the file, or name one under `pseudopotentials`",
-    Failure.GEOMETRY: "atoms are too close or the cell is degenerate; correct or remove the structure",
-    Failure.OCCUPATIONS: "the occupations do not fit the electrons; check charge, moments, smearing and nbnd",
-    Failure.PARALLELIZATION: "the layout does not fit the cell; use fewer pools or ranks",
-    Failure.OUT_OF_MEMORY: "memory ran out; give the job more memory, more nodes or fewer pools",
-    Failure.DISK_FULL: "the disk is full or over quota; free space, or point scratch_dir elsewhere",
-    Failure.WALLTIME: "the time was over before the SCF; give it more time, more cores or a larger max_seconds",
-    Failure.SOFT_STOP: "an EXIT file stopped pw.x; run it again if that was not meant",
-    Failure.SCF_NOT_CONVERGED: "the SCF did not converge; look at its accuracies, starting moments and structure",
-    Failure.DIAGONALIZATION: "the eigenvalue solver failed; look for a bad pseudopotential or a distorted structure",
-    Failure.NAN: "numbers became NaN or overflowed; look for a bad pseudopotential or atoms that are too close",
-    Failure.SYMMETRY: "pw.x stumbled over a nearly symmetric cell; set nosym = true, or symmetrize the structure",
-    Failure.BAD_RESTART: "the saved state was damaged; start from scratch",
-    Failure.HANG: "pw.x stopped writing; look at the node and its MPI",
-    Failure.KILLED: "pw.x was killed from outside; look at the node, the queue's log and its memory",
-    Failure.INCOMPLETE_OUTPUT: "parts of the output are missing; look at the disk and the file system",
-}
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """One failure, the evidence for it, and what to do.
-
-    Attributes
-    ----------
-    failure
-        The outcome.
-    evidence
-        The line of the output, or the file and exit status, that shows it.
-    observed
-        What a rung needs to know of the run: whether the SCF was `gaining`, or `n_bands` that were too few.
-    """
-
-    failure: Failure
-    evidence: str
-    observed: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def explanation(self) -> str:
-        """One sentence that tells a person what happened and what to do."""
-        return EXPLANATIONS[self.failure]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a run left, read once."""
-
-    folder: Path
-    status: int | None
-    out: str
-    err: str
-    messages: str
-    text: PwText
-    pw_input: PwInput | None
-
-    def asked(self, keyword: str, *values: Any) -> bool:
-        """Whether the input has one of `values` (any value where none is given) for the keyword."""
-        value = self.pw_input.get(keyword) if self.pw_input else None
-        return value is not None and (not values or value in values)
-
-    @property
-    def restarted(self) -> bool:
-        return self.asked("restart_mode", "restart") or self.asked("startingpot", "file")
-
-
-@dataclass(frozen=True)
-class Signature:
-    """A pattern in the messages of a run that shows a failure.
-
-    `when`: "any", "silent" (before pw.x has said a word), "before" the first SCF iteration, "restart" (a saved state
-    was asked for), "ranks" (more than one), "fft" (the input sets its own FFT grid).
-    """
-
-    failure: Failure
-    pattern: str
-    when: str = "any"
-
-
-def _error_in(routines: str) -> str:
-    """Return the pattern of an error that pw.x stops for; `errore` prints the first form, CRASH has the second one."""
-    return rf"(?:Error in routine +(?:{routines}) *\(|^ *from +(?:{routines}) *: error #).*"
-
-
-# In the order of priority. Blanks are never written as \s, which would run over line after empty line.
-SIGNATURES = (
-    Signature(Failure.ENVIRONMENT, r"command not found|error while loading shared libraries|Permission denied.*pw\.x"),
-    Signature(Failure.ENVIRONMENT, r"No such file or directory$", "silent"),
-    Signature(Failure.ENVIRONMENT, r"temporary directory .* cannot be created|" + _error_in("check_tempdir")),
-    Signature(Failure.ENVIRONMENT, r"not enough slots available|orte_init failed|Unable to start a daemon", "before"),
-    Signature(Failure.ENVIRONMENT, r"PMIX ERROR: .*OUT-OF-RESOURCE|ompi_mpi_init.*failed|unable to launch", "silent"),
-    Signature(Failure.OUT_OF_MEMORY, r"Error allocating \d+ bytes|insufficient virtual memory|std::bad_alloc"),
-    # The libraries of fast networks say the same of memory that they could not pin, and go on without it.
-    Signature(Failure.OUT_OF_MEMORY, r"^(?!.*(?:ibv_|openib|UCX|memlock|regist)).*Cannot allocate memory"),
-    Signature(Failure.OUT_OF_MEMORY, r"oom-kill|oom_kill|Out Of Memory"),
-    Signature(Failure.OUT_OF_MEMORY, r"Allocation would exceed memory limit|cannot allocate"),
-    Signature(Failure.PSEUDOPOTENTIAL, _error_in(r"readpp|read_upf\w*|read_pseudo\w*|upf_\w+|average_pp")),
-    Signature(Failure.PSEUDOPOTENTIAL, r"conflicting values for i\w+|inconsistent DFT|FR-PP please use"),
-    # The source file that stopped, not the path of the file that it read: a folder may be called upf.
-    Signature(Failure.PSEUDOPOTENTIAL, r"of file \S*(?:xmltools|upf)\w*\.f90.*\nFortran runtime error: .*", "before"),
-    Signature(Failure.PSEUDOPOTENTIAL, r"forrtl: severe .*\.(?:upf|UPF)\b.*", "before"),
-    Signature(Failure.GEOMETRY, r"atoms # *\d+ and # *\d+ (?:overlap|differ by lattice vector).*"),
-    Signature(Failure.OCCUPATIONS, r"charge is wrong: smearing is needed|fixed occupations and lsda need"),
-    Signature(Failure.OCCUPATIONS, r"cannot bracket Ef|renormalised to +-\d.*"),
-    Signature(Failure.PARALLELIZATION, _error_in(r"mp_start_\w+|mp_bands|mp_images|mp_world|mp_pools")),
-    Signature(Failure.PARALLELIZATION, r"no planes|[Ss]ome (?:processors|nodes) have no .*|too many processors"),
-    Signature(Failure.PARALLELIZATION, r"more bands than PWs", "ranks"),
-    Signature(Failure.DISK_FULL, r"error writing file.*|No space left on device|Disk quota exceeded"),
-    Signature(Failure.DISK_FULL, _error_in("davcio") + r"\n.*writ.*"),
-    Signature(Failure.BAD_RESTART, _error_in(r"read_rhog|read_scf|davcio|pw_restart\w*|read_file\w*"), "restart"),
-    Signature(Failure.BAD_RESTART, r"error reading file.*|error opening .*xml.*", "restart"),
-    Signature(Failure.INPUT_ERROR, r"lone vector", "fft"),
-    Signature(Failure.SYMMETRY, r"some of the original symmetry operations not satisfied|not orthogonal operation"),
-    Signature(Failure.SYMMETRY, _error_in("checkallsym") + r"|lone vector"),
-    Signature(Failure.DIAGONALIZATION, r"too many bands are not converged|eigenvectors failed to converge"),
-    Signature(Failure.DIAGONALIZATION, r"problems computing cholesky|S matrix not positive definite"),
-    Signature(Failure.DIAGONALIZATION, r"(?:zhegvd|dsygvd|zhegvx|dsygvx|zheevd|dsyevd) failed|diagonalization failed"),
-    Signature(Failure.DIAGONALIZATION, _error_in(r"[cr]diaghg|\w*cegterg|\w*regterg|ppcg\w*|paro\w*|c_bands")),
-    Signature(Failure.DIAGONALIZATION, r"negative dr2|" + _error_in("broyden")),
-    # Whatever else `errore` stops for would stop a second run of the same input too.
-    Signature(Failure.INPUT_ERROR, _error_in(r"[^\n(:]+")),
-)
-# Characters: whatever stops a run is said at its end, and the last pages of a runaway output are searched in no time.
-END_OF_FILE = 200_000
-# A LAPACK INFO that pw.x 6.7 hands to MPI_ABORT as its exit status, with the text lost in a buffer.
-LAPACK_INFO = {9, 11, *range(33, 87)}
+# One line of a record or a web page.
+MAX_EVIDENCE = 300
+# `errore` stops with 1, an SCF that does not converge with 2, ions that do not with 3. What is between them and 124 is
+# a LAPACK INFO that pw.x 6.7 hands to MPI_ABORT as its exit status, with the text lost in a buffer.
+LAPACK_INFO = range(4, 124)
+# What pw.x does not send itself.
+FROM_OUTSIDE = {"SIGHUP", "SIGINT", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGXFSZ", "SIGQUIT"}
 # Status of `timeout` when its time is over.
 TIMED_OUT = 124
-# An SCF that gained less than this in its last iterations stands still, and more of the same is in vain.
-GAIN_WINDOW = 20  # iterations
-GAIN_DECADES = 0.3
 
 
 def diagnose(run_dir: str | Path) -> Failure | None:
@@ -199,51 +46,44 @@ def diagnose(run_dir: str | Path) -> Failure | None:
 def examine(run_dir: str | Path) -> Diagnosis | None:
     """Return the failure of a run with its evidence; None as for `diagnose`."""
     folder = Path(run_dir)
-    run = _read(folder)
+    run = read_run_files(folder)
     try:
         read_pw_output(folder)
     except ParserError as error:
+        if (stopped := _stopped_by_us(run)) is not None:
+            return stopped
         diagnosis = _from_messages(run) or _from_error(run, error)
     else:
         diagnosis = None
-    if diagnosis is None or diagnosis.failure in (Failure.DIAGONALIZATION, Failure.NAN):
+    crashed = diagnosis is not None and diagnosis.failure is Failure.KILLED and _crashed(run)
+    broken = (Failure.DIAGONALIZATION, Failure.NAN, Failure.OCCUPATIONS)
+    if diagnosis is None or crashed or diagnosis.failure in broken:
         # Atoms on top of each other converge happily, or break the solver; neither is the solver's fault.
-        return _from_geometry(run) or diagnosis
-    return diagnosis
+        diagnosis = from_geometry(run) or diagnosis
+    if diagnosis is None:
+        return None
+    diagnosis = from_pseudopotentials(run, diagnosis) or diagnosis
+    if diagnosis.failure in (Failure.DIAGONALIZATION, Failure.NAN) and _broke_at_restart(run):
+        # NaN in a saved density breaks the first diagonalization; whether it was that, a start from scratch tells.
+        diagnosis = replace(diagnosis, failure=Failure.BAD_RESTART)
+    return _with_context(run, from_disk(run, diagnosis) or diagnosis)
 
 
-def is_gaining(scf_accuracy: Sequence[float]) -> bool:
-    """Whether an SCF (accuracies in Ry, oldest first) still gained at its end, so that more iterations may end it."""
-    window = min(GAIN_WINDOW, len(scf_accuracy) // 2)
-    if window < 1:
-        return False
-    before, last = min(scf_accuracy[:-window]), min(scf_accuracy[-window:])
-    if not (before > 0 and last > 0):
-        return False
-    return math.log10(before / last) >= GAIN_DECADES * window / GAIN_WINDOW
-
-
-def _read(folder: Path) -> _Run:
-    out = read_output(folder)
+def _stopped_by_us(run: RunFiles) -> Diagnosis | None:
+    """Return what the live watch has recorded before it stopped the run."""
     try:
-        pw_input = read_pw_input(folder / "pw.in")
-    except InputError:
-        pw_input = None
-    text = parse_text(out)
-    err = read_output(folder, "pw.err")
-    # pw.x writes its warnings so, and goes on.
-    said = re.sub(r"^ *Message from routine .*\n.*\n", "", out[-END_OF_FILE:], flags=re.M)
-    # CRASH has the errors of all pools. An earlier one stays in the folder; a run that says JOB DONE wrote none.
-    crash = "" if text.job_done else read_output(folder, "CRASH")
-    messages = "\n".join((said, err[-END_OF_FILE:], crash[-END_OF_FILE:]))
-    return _Run(folder, read_exit_status(folder), out, err, messages, text, pw_input)
+        stopped = run.history["attempts"][-1]["stopped"]
+        failure, evidence = Failure(stopped["failure"]), str(stopped["evidence"])
+    except (LookupError, TypeError, ValueError):
+        return None
+    return Diagnosis(failure, evidence, _observed(run) if failure is Failure.SCF_NOT_CONVERGED else {})
 
 
-def _from_messages(run: _Run) -> Diagnosis | None:
+def _from_messages(run: RunFiles) -> Diagnosis | None:
     """Return what the messages say."""
     if run.status in (126, 127):
         return Diagnosis(
-            Failure.ENVIRONMENT, f"exit status {run.status}: {_last_line(run.err) or 'cannot be executed'}"
+            Failure.ENVIRONMENT, f"exit status {run.status}: {_first_words(run.err) or 'cannot be executed'}"
         )
     if not run.text.job_done:
         for signature in SIGNATURES:
@@ -258,12 +98,18 @@ def _from_messages(run: _Run) -> Diagnosis | None:
     stopped_at_once = run.status == 255 and run.text.started is not None and not run.text.scf_accuracy
     if "Program stopped by user request" in run.out or stopped_at_once:
         return Diagnosis(Failure.SOFT_STOP, f"stopped by an EXIT file after {run.text.iterations} SCF iterations")
+    # Stars in an early iteration can still come down; the last numbers tell.
+    for name in (r"total energy +=", r"estimated scf accuracy +<"):
+        numbers = re.findall(rf"{name} *(\S+) Ry", run.out)
+        if numbers and re.match(r"-?(?:nan|inf|\*)", numbers[-1], re.I):
+            said = f"{numbers[-1]} for an energy in SCF iteration {run.text.iterations}"
+            return Diagnosis(Failure.NAN, said)
     if stopped := re.search(r"convergence NOT achieved after +\d+ iterations.*", run.out):
         return _scf(stopped[0], run)
     return None
 
 
-def _applies(signature: Signature, run: _Run) -> bool:
+def _applies(signature: Signature, run: RunFiles) -> bool:
     return {
         "any": True,
         "before": run.text.iterations == 0,
@@ -271,10 +117,11 @@ def _applies(signature: Signature, run: _Run) -> bool:
         "restart": run.restarted,
         "ranks": run.text.n_ranks > 1,
         "fft": run.asked("nr1"),
+        "own functional": not run.asked("input_dft"),
     }[signature.when]
 
 
-def _from_error(run: _Run, error: ParserError) -> Diagnosis | None:
+def _from_error(run: RunFiles, error: ParserError) -> Diagnosis | None:
     """Return what the parser's refusal and the exit status say, where no message does."""
     if isinstance(error, NonFiniteError):
         return Diagnosis(Failure.NAN, error.message)
@@ -286,32 +133,64 @@ def _from_error(run: _Run, error: ParserError) -> Diagnosis | None:
         return Diagnosis(Failure.PSEUDOPOTENTIAL, error.message)
     if "n_bands" in error.details:
         return Diagnosis(Failure.OCCUPATIONS, error.message, {"n_bands": error.details["n_bands"]})
+    if "charge_drift" in error.details or "lost_fermi_level" in error.details:
+        return Diagnosis(Failure.OCCUPATIONS, error.message, {"lost_fermi_level": True})
+    if "copies" in error.details:
+        return Diagnosis(Failure.ENVIRONMENT, error.message)
     if isinstance(error, InconsistentOutputError):
         return None
-    if re.search(r"total energy +=[ -]+(?:nan|inf|\*)|scf accuracy +<[ -]+(?:nan|inf|\*)", run.out, re.I):
-        return Diagnosis(Failure.NAN, "NaN or stars in the energies of the SCF")
-    if run.status in (0, None):
+    if run.status is None or (run.status == 0 and not _broke_at_restart(run)):
         return Diagnosis(Failure.INCOMPLETE_OUTPUT, error.message)
-    if run.restarted and run.text.iterations <= 1 and not run.text.scf_accuracy:
-        return Diagnosis(Failure.BAD_RESTART, f"{_how_it_ended(run.status)} right after reading the saved state")
-    if run.status in LAPACK_INFO and run.text.iterations and "Backtrace" not in run.err:
-        return Diagnosis(Failure.DIAGONALIZATION, f"{_how_it_ended(run.status)}, the INFO of a LAPACK routine")
+    if _broke_at_restart(run) and _signal(run.status) not in FROM_OUTSIDE:
+        return Diagnosis(Failure.BAD_RESTART, _how_it_ended(run, "right after reading the saved state"))
+    # The first matrices are diagonalized before the first iteration.
+    diagonalized = run.text.iterations or "Starting wfcs are" in run.out
+    if run.status in LAPACK_INFO and diagonalized and "Backtrace" not in run.err:
+        return Diagnosis(Failure.DIAGONALIZATION, _how_it_ended(run, "the INFO of a LAPACK routine"))
     if run.text.started is None and (0 < run.status < TIMED_OUT or run.status == 255):
-        said = _last_line(run.err)
-        ended = f"{_how_it_ended(run.status)} before pw.x said anything"
+        said = _first_words(run.err)
+        ended = f"exit status {run.status} before pw.x said anything"
         return Diagnosis(Failure.ENVIRONMENT, ended + (f": {said}" if said else ""))
-    return Diagnosis(Failure.KILLED, f"{_how_it_ended(run.status)} in SCF iteration {run.text.iterations}")
+    # The smallest share of sticks, of the wavefunctions in the third column: pw.x 6.7 dies of 0 without a word.
+    idle = re.search(r"some processors have no G-vectors.*|^ *Min +\d+ +\d+ +0 .*", run.out, re.M)
+    if idle and run.text.n_ranks > 1 and not run.text.iterations:
+        return Diagnosis(Failure.PARALLELIZATION, _how_it_ended(run, f"before the SCF; {' '.join(idle[0].split())}"))
+    return Diagnosis(Failure.KILLED, _how_it_ended(run, f"in SCF iteration {run.text.iterations}"))
 
 
-def _from_geometry(run: _Run) -> Diagnosis | None:
-    if run.pw_input is None:
-        return None
-    limits = read_history(run.folder)["prescribed"] if has_history(run.folder) else {}
-    try:
-        check_structure(run.pw_input.to_ase_atoms(), limits.get("min_distance_fraction", 0.5))
-    except StructureError as error:
-        return Diagnosis(Failure.GEOMETRY, error.message)
-    return None
+def _crashed(run: RunFiles) -> bool:
+    """Whether pw.x died of a signal of its own making, such as SIGSEGV."""
+    name = _signal(run.status)
+    return name is not None and name not in FROM_OUTSIDE
+
+
+def _broke_at_restart(run: RunFiles) -> bool:
+    """Whether a run from a saved state ended before its first SCF iteration did."""
+    text = run.text
+    begun = text.started is not None and not text.job_done and not text.scf_accuracy and text.iterations <= 1
+    return run.restarted and begun
+
+
+def _with_context(run: RunFiles, diagnosis: Diagnosis) -> Diagnosis:
+    """Add to the evidence what the machine and the layout were, where the failure is about them."""
+    context = ""
+    ranks = f"{run.text.n_ranks} rank{'' if run.text.n_ranks == 1 else 's'}"
+    if diagnosis.failure is Failure.DISK_FULL:
+        folder, free = tightest_folder(run)
+        context = "" if free is None else f"; {free / 1e6:.0f} MB are free in {folder} now"
+    elif diagnosis.failure is Failure.PARALLELIZATION:
+        pools = re.search(r"npool += +(\d+)", run.out)
+        layout = run.history["attempts"][-1]["parameters"] if run.history else {}
+        n_pools = layout.get("npool") or (int(pools[1]) if pools else None)
+        context = f"; on {ranks}" + (f" in {n_pools} pools" if n_pools else "")
+    elif run.text.estimated_memory is not None and (
+        diagnosis.failure is Failure.OUT_OF_MEMORY
+        or (diagnosis.failure is Failure.KILLED and _signal(run.status) == "SIGKILL")
+    ):
+        # What takes too much memory dies of SIGKILL, too, and the system tells only its administrator.
+        context = f"; pw.x estimated {run.text.estimated_memory:.3g} MB for each rank, on {ranks}"
+    evidence = diagnosis.evidence[: max(MAX_EVIDENCE - len(context), 0)] + context
+    return replace(diagnosis, evidence=evidence)
 
 
 def _evidence(match: re.Match[str]) -> str:
@@ -321,24 +200,43 @@ def _evidence(match: re.Match[str]) -> str:
     lines = messages.count("\n", start, match.end()) + 1
     if re.match(r" *(Error in routine|from) ", messages[start : match.end()]):
         lines += 1
-    return " ".join(" ".join(messages[start:].split("\n", lines)[:lines]).split())[:300]
+    return " ".join(" ".join(messages[start:].split("\n", lines)[:lines]).split())[:MAX_EVIDENCE]
 
 
-def _scf(said: str, run: _Run) -> Diagnosis:
+def _scf(said: str, run: RunFiles) -> Diagnosis:
     accuracies = run.text.scf_accuracy
     best = f"; best accuracy {min(accuracies):.1e} Ry, last {accuracies[-1]:.1e} Ry" if accuracies else ""
     evidence = " ".join(said.split()) + best
-    return Diagnosis(Failure.SCF_NOT_CONVERGED, evidence, {"gaining": is_gaining(accuracies)})
+    return Diagnosis(Failure.SCF_NOT_CONVERGED, evidence, _observed(run))
 
 
-def _how_it_ended(status: int) -> str:
-    if status == TIMED_OUT:
-        return f"exit status {status} (time over)"
+def _observed(run: RunFiles) -> dict[str, bool]:
+    """Return what a rung needs to know of an SCF that has not converged."""
+    accuracies, electrons = run.text.scf_accuracy, run.text.n_electrons
+    return {
+        "gaining": is_gaining(accuracies),
+        "hopeless": is_hopeless(accuracies),
+        "diverged": electrons is not None and is_diverging(accuracies, electrons),
+    }
+
+
+def _how_it_ended(run: RunFiles, when: str) -> str:
+    """Return the exit status with what it means, and what the Fortran library or mpirun says of it."""
+    status = run.status
+    name = "time over" if status == TIMED_OUT else _signal(status)
+    said = re.search(r"Fortran runtime error: .*|.*exited on signal \d+.*|Unable to .*", run.err[-END_OF_FILE:])
+    quoted = f": {' '.join(said[0].split())}" if said else ""
+    return f"exit status {status}{f' ({name})' if name else ''} {when}{quoted}"
+
+
+def _signal(status: int | None) -> str | None:
+    """Return the name of the signal that an exit status stands for: negative, or above 128 from a shell or mpirun."""
     try:
-        return f"exit status {status} ({signal.Signals(-status if status < 0 else status - 128).name})"
+        return None if status is None else signal.Signals(-status if status < 0 else status - 128).name
     except ValueError:
-        return f"exit status {status}"
+        return None
 
 
-def _last_line(text: str) -> str:
-    return " ".join(text[-1000:].strip().rpartition("\n")[2].split())
+def _first_words(text: str) -> str:
+    """Return the first line that says something; mpirun begins with a line of dashes."""
+    return next((" ".join(line.split()) for line in text[:END_OF_FILE].splitlines() if re.search(r"\w", line)), "")

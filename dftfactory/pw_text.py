@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -17,8 +17,16 @@ _FIELD = rf"(?:{_NUMBER}|\*+|{_NOT_FINITE})"
 # Energy, forces and stress are printed with eight decimals, and forces may touch each other. Anything looser would take
 # the last digit of a damaged line for a number of its own.
 _FIXED = rf"(?:-?\d*\.\d{{8}}|\*+|{_NOT_FINITE})"
+_PARAMETERS = {
+    "ecutwfc": "kinetic-energy cutoff +=",
+    "ecutrho": "charge density cutoff +=",
+    "degauss": r"smearing, width \(Ry\)=",
+}
+_BEGIN = re.compile(r"^ *Program PWSCF v\.\S+ +starts on", re.M)
 _DATE = r"(\d{1,2}\w{3}\d{4})"
 _CLOCK = r"(\d+:\s*\d+:\s*\d+)"
+# What pw.x calls a MB has 2**20 bytes.
+MB = {"kB": 1 / 1024, "MB": 1.0, "GB": 1024.0}
 # By hand, because strptime follows the locale and pw.x does not.
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
@@ -35,24 +43,36 @@ class PwText:
         Irreducible k-points (spin not counted twice) and MPI ranks.
     estimated_memory
         MB per rank.
-    wall_time
+    cpu_time, wall_time
         Seconds.
     energy, smearing, scf_error, scf_accuracy
         Ry: the `!` line, -TS, the accuracy printed below it, and the accuracies of all iterations.
-    fermi_energy
-        eV, as printed.
-    forces, scf_correction
-        Ry/bohr.
-    stress
-        Ry/bohr³, QE's sign.
+    energy_terms
+        Ry; the sum of the terms that are listed below the `!` line, None where they are not all of it.
+    fermi_energy, top_levels
+        eV: the Fermi or highest occupied level, and the highest band of each k-point and spin where they are printed.
+    forces, total_force, scf_correction
+        Ry/bohr; the total force is the root of the sum of all squares.
+    stress, stress_kbar
+        Ry/bohr³ and, with fewer digits, kbar; QE's sign.
     positions, cell
         bohr.
     kinds
         Labels of the atoms, such as `Fe` and `Fe1`.
     n_electrons, n_bands
         Valence electrons, and Kohn-Sham states of one spin channel.
-    md5
-        Of the pseudopotential files that pw.x has really read, in the order of ATOMIC_SPECIES.
+    parameters
+        `ecutwfc`, `ecutrho` and `degauss` (Ry), as far as they are printed.
+    charge_drift
+        Electrons beyond those of the system in the last density, where pw.x warns of them.
+    files, md5
+        Of the pseudopotentials that pw.x has really read, in the order of ATOMIC_SPECIES.
+    valences
+        Kind → valence electrons of its pseudopotential.
+    ignored
+        Cards of the input that pw.x did not know and went on without, in its upper case.
+    n_ends
+        How often JOB DONE stands there; more than once where several pw.x wrote at the same time.
     """
 
     version: str | None = None
@@ -64,24 +84,41 @@ class PwText:
     n_ranks: int = 1
     n_kpoints: int = 0
     estimated_memory: float | None = None
+    cpu_time: float | None = None
     wall_time: float | None = None
     iterations: int = 0
     scf_accuracy: tuple[float, ...] = ()
     energy: float | None = None
+    energy_terms: float | None = None
     smearing: float | None = None
     scf_error: float | None = None
     fermi_energy: float | None = None
+    top_levels: tuple[float, ...] = ()
     total_magnetization: float | None = None
     absolute_magnetization: float | None = None
     forces: FloatArray | None = None
+    total_force: float | None = None
     scf_correction: float | None = None
     stress: FloatArray | None = None
+    stress_kbar: FloatArray | None = None
     positions: FloatArray | None = None
     cell: FloatArray | None = None
     kinds: tuple[str, ...] = ()
     n_electrons: float | None = None
     n_bands: int | None = None
+    parameters: dict[str, float] = field(default_factory=dict)
+    charge_drift: float = 0.0
+    files: tuple[str, ...] = ()
     md5: tuple[str, ...] = ()
+    valences: dict[str, float] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    n_ends: int = 0
+
+
+def last_run(text: str) -> str:
+    """Return what the last run has written, where several were appended to one file."""
+    begins = [match.start() for match in _BEGIN.finditer(text)]
+    return text[begins[-1] :] if begins else text
 
 
 def parse_text(text: str) -> PwText:
@@ -92,14 +129,23 @@ def parse_text(text: str) -> PwText:
     Sources: the printing routines of pw.x 6.7 and 7.2.
     """
     found = PwText(
+        n_ends=text.count("JOB DONE."),
         job_done="JOB DONE." in text,
         converged="convergence has been achieved" in text,
         iterations=len(re.findall(r"^ *iteration #", text, re.M)),
         scf_accuracy=tuple(to_number(value) for value in re.findall(rf"estimated scf accuracy\s+<\s*({_FIELD})", text)),
     )
     # The number tells kinds apart; the file of an element is printed once for each of its kinds.
-    files = re.findall(r"PseudoPot\. # *(\d+) for .*\n.*\n +MD5 check sum: ([0-9a-f]{32})", text)
-    found.md5 = tuple(md5 for _, md5 in sorted(files, key=lambda file: int(file[0])))
+    files = re.findall(r"PseudoPot\. # *(\d+) for .*\n *(.*?) *\n +MD5 check sum: ([0-9a-f]{32})", text)
+    files.sort(key=lambda file: int(file[0]))
+    found.files, found.md5 = tuple(file[1] for file in files), tuple(file[2] for file in files)
+    table = text.partition("atomic species   valence    mass     pseudopotential")[2][:20_000]
+    for row in re.findall(rf"^ +(\S+) +({_NUMBER}) +{_NUMBER} +\S+\( *1\.00\) *$", table, re.M):
+        found.valences.setdefault(row[0], float(row[1]))
+    for name, printed in _PARAMETERS.items():
+        if value := re.search(rf"{printed} *({_NUMBER})", text):
+            found.parameters[name] = to_number(value[1])
+    found.ignored = tuple(re.findall(r"^Warning: card +(\S.*?) +ignored *$", text, re.M))
     # The day has two columns: one blank more from the first to the ninth of a month.
     if header := re.search(rf"Program PWSCF v\.(\S+)\s+starts on\s+{_DATE} at\s+{_CLOCK}", text):
         found.version, found.started = header[1], to_time(header[2], header[3])
@@ -117,10 +163,11 @@ def parse_text(text: str) -> PwText:
     if kpoints := re.search(r"number of k points=\s*(\d+)", text):
         found.n_kpoints = int(kpoints[1])
     if memory := re.search(rf"Estimated max dynamical RAM per process >\s*({_NUMBER})\s*(kB|MB|GB)", text):
-        found.estimated_memory = float(memory[1]) * {"kB": 1e-3, "MB": 1.0, "GB": 1e3}[memory[2]]
-    if wall := re.search(r"^ *PWSCF *:.*CPU +([\d. dhms]+?) *WALL", text, re.M):
-        found.wall_time = _seconds(wall[1])
+        found.estimated_memory = float(memory[1]) * MB[memory[2]]
+    if clock := re.search(r"^ *PWSCF *:([\d. dhms]+?) *CPU +([\d. dhms]+?) *WALL", text, re.M):
+        found.cpu_time, found.wall_time = _seconds(clock[1]), _seconds(clock[2])
     _take_energies(text, found)
+    _take_levels(text, found)
     _take_structure(text, found)
     _take_forces_and_stress(text, found)
     return found
@@ -147,12 +194,22 @@ def to_time(date: str, clock: str) -> datetime | None:
 def _take_energies(text: str, found: PwText) -> None:
     final = list(re.finditer(rf"^! +total energy += *({_FIXED}) Ry", text, re.M))
     if final:
+        last = text[text.rfind("iteration #", 0, final[-1].start()) + 1 : final[-1].start()]
+        if drift := re.search(rf"WARNING: integrated charge= *({_FIELD}), expected= *({_FIELD})", last):
+            found.charge_drift = to_number(drift[1]) - to_number(drift[2])
         found.energy = to_number(final[-1][1])
         rest = text[final[-1].end() :]
         if error := re.search(rf"estimated scf accuracy\s+<\s*({_FIELD})", rest):
             found.scf_error = to_number(error[1])
         if smearing := re.search(rf"smearing contrib\. \(-TS\)\s*=\s*({_FIELD}) Ry", rest):
             found.smearing = to_number(smearing[1])
+        # A hybrid functional has another total after its last `!` line, a charged molecule a correction.
+        before, listed, after = rest.partition("sum of the following terms:")
+        terms = re.findall(rf"= *({_FIXED}) Ry *$", after.partition("convergence has been achieved")[0], re.M)
+        if listed and terms and not re.search(r"^!!|Makov", rest, re.M):
+            # 6.7 lists -TS among the terms, 7.x before them.
+            apart = (found.smearing or 0.0) if "(-TS)" in before else 0.0
+            found.energy_terms = sum(to_number(term) for term in terms) + apart
     levels = re.findall(rf"(?:the Fermi energy is|highest occupied level \(ev\):)\s*({_FIELD})", text)
     levels += re.findall(rf"highest occupied, lowest unoccupied level \(ev\):\s*({_FIELD})", text)
     if levels:
@@ -160,6 +217,13 @@ def _take_energies(text: str, found: PwText) -> None:
     for name in ("total", "absolute"):
         if values := re.findall(rf"{name} magnetization\s+=\s*({_FIELD}) Bohr", text):
             setattr(found, f"{name}_magnetization", to_number(values[-1]))
+
+
+def _take_levels(text: str, found: PwText) -> None:
+    block = text[text.rfind("End of self-consistent calculation") :]
+    levels = re.findall(r"bands \(ev\):\n((?:[ \t]*\n|(?: *-?\d+\.\d{4})+ *\n)+)", block)
+    numbers = [re.findall(r"-?\d+\.\d{4}", bands) for bands in levels]
+    found.top_levels = tuple(float(bands[-1]) for bands in numbers if bands)
 
 
 def _take_structure(text: str, found: PwText) -> None:
@@ -184,10 +248,11 @@ def _take_forces_and_stress(text: str, found: PwText) -> None:
     total = re.search(rf"Total force =\s*({_FIELD})\s+Total SCF correction =\s*({_FIELD})", block)
     if total and rows and [int(row[0]) for row in rows] == list(range(1, (found.n_atoms or 0) + 1)):
         found.forces = np.array([[to_number(x) for x in row[1:]] for row in rows])
-        found.scf_correction = to_number(total[2])
-    line = rf"\n *({_FIXED}) *({_FIXED}) *({_FIXED})(?: +{_FIELD}){{3}} *"
+        found.total_force, found.scf_correction = to_number(total[1]), to_number(total[2])
+    line = rf"\n *({_FIXED}) *({_FIXED}) *({_FIXED}) +({_FIELD}) +({_FIELD}) +({_FIELD}) *"
     if stress := re.search(rf"total +stress +\(Ry/bohr\*\*3\).*{line}{line}{line}$", block, re.M):
-        found.stress = np.array([to_number(x) for x in stress.groups()]).reshape(3, 3)
+        both = np.array([to_number(x) for x in stress.groups()]).reshape(3, 6)
+        found.stress, found.stress_kbar = both[:, :3], both[:, 3:]
 
 
 def _seconds(text: str) -> float:

@@ -39,6 +39,10 @@ class PwXml:
         Bands of one spin channel.
     top_occupations
         Occupation, 0 to 1, of the highest band of each k-point and spin channel.
+    n_electrons
+        Valence electrons; None where each spin channel has a Fermi level of its own.
+    levels, capacities
+        All eigenvalues in Hartree, and the electrons that each holds when it is full.
     """
 
     created: datetime | None
@@ -56,6 +60,9 @@ class PwXml:
     absolute_magnetization: float | None
     n_bands: int
     top_occupations: tuple[float, ...]
+    n_electrons: float | None
+    levels: FloatArray
+    capacities: FloatArray
 
 
 def read_xml(run_dir: Path) -> PwXml | None:
@@ -103,6 +110,7 @@ def _take_xml(root: ElementTree.Element) -> PwXml:
     smearing = output.find("total_energy/demet")
     spin = _flag(output, "magnetization/lsda")
     n_bands, top_occupations = _take_bands(output)
+    levels, capacities = _take_levels(output)
     return PwXml(
         created=to_time(created["DATE"], created["TIME"]),
         converged=_flag(output, "convergence_info/scf_conv/convergence_achieved"),
@@ -119,6 +127,11 @@ def _take_xml(root: ElementTree.Element) -> PwXml:
         absolute_magnetization=_number(output, "magnetization/absolute") if spin else None,
         n_bands=n_bands,
         top_occupations=top_occupations,
+        n_electrons=None
+        if output.find("band_structure/two_fermi_energies") is not None
+        else _number(output, "band_structure/nelec"),
+        levels=levels,
+        capacities=capacities,
     )
 
 
@@ -138,6 +151,17 @@ def _take_bands(output: ElementTree.Element) -> tuple[int, tuple[float, ...]]:
         n_bands = len(values) // channels
         tops += [to_number(values[(channel + 1) * n_bands - 1]) for channel in range(channels)]
     return n_bands, tuple(tops)
+
+
+def _take_levels(output: ElementTree.Element) -> tuple[FloatArray, FloatArray]:
+    """All eigenvalues, and the electrons that each holds: the weights of the k-points, twice without spin."""
+    weights = [float(point.attrib["weight"]) for point in output.iterfind("band_structure/ks_energies/k_point")]
+    lists = output.iterfind("band_structure/ks_energies/eigenvalues")
+    levels = [[to_number(word) for word in (values.text or "").split()] for values in lists]
+    one_spin = _flag(output, "band_structure/lsda") or _flag(output, "band_structure/noncolin")
+    full = (1 if one_spin else 2) / (sum(weights) or 1)
+    capacities = [full * weight for weight, values in zip(weights, levels, strict=True) for _ in values]
+    return np.array([level for values in levels for level in values]), np.array(capacities)
 
 
 def _find(element: ElementTree.Element, path: str) -> ElementTree.Element:

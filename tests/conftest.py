@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import sys
@@ -107,6 +108,16 @@ def fake_pw(tmp_path: Path) -> Callable[..., WorkerConfig]:
         return WorkerConfig(pw_command=[str(program)], **settings)
 
     return make
+
+
+@pytest.fixture
+def scf_diverged(tmp_path: Path) -> Path:
+    """Return `scf_still` with accuracies of 20 Ry for the stand-in: more than 1 Ry for each of 8 valence electrons."""
+    folder = tmp_path / "scf_diverged"
+    shutil.copytree(FILES / "runs" / "scf_still", folder)
+    text = (folder / "pw.out").read_text()
+    (folder / "pw.out").write_text(re.sub(r"(?<=scf accuracy    <) *\S+", "      20.00000000", text))
+    return folder
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dftfactory.pw_text import parse_text
+from dftfactory.pw_text import last_run, parse_text
 
 FILES = Path(__file__).parent / "files"
 
@@ -128,7 +128,7 @@ def test_a_damaged_line_of_stress_is_no_stress(fe, damaged):
 
 
 def test_memory_comes_in_several_units(fe):
-    assert parse_text(fe.replace("44.35 MB", "44.35 GB")).estimated_memory == 44350
+    assert parse_text(fe.replace("44.35 MB", "44.35 GB")).estimated_memory == 44.35 * 1024
 
 
 def test_an_output_cut_anywhere_is_read_as_far_as_it_goes(fe):
@@ -147,3 +147,59 @@ def test_nothing_at_all_is_nothing_found():
     found = parse_text("")
     assert (found.started, found.energy, found.forces, found.stress, found.positions) == (None,) * 5
     assert (found.job_done, found.converged, found.iterations, found.scf_accuracy) == (False, False, 0, ())
+
+
+# What tells of a run that went wrong
+
+
+def test_the_last_run_of_a_file_begins_at_its_own_header(fe):
+    other = (FILES / "pw" / "sigkill_mid_scf" / "pw.out").read_text()
+
+    assert last_run(other + fe) == last_run(fe)
+    assert parse_text(last_run(other + fe)).energy == -111.61536191
+    assert parse_text(last_run(fe + other)).job_done is False
+    assert last_run("no header") == "no header"
+    assert parse_text(last_run(fe)).n_ends == 1
+
+
+def test_pseudopotentials_that_were_really_read(fe):
+    found = parse_text(fe)
+    assert [Path(file).suffix for file in found.files] == [".UPF"]
+    assert found.valences == {"Fe": 8.0}
+    assert len(found.md5[0]) == 32
+
+
+def test_the_charge_drift_is_that_of_the_last_iteration():
+    """7.2, from the file: 8.00005450 where 8.00000000 were expected."""
+    text = (FILES / "pw" / "charge_drift_qe72" / "pw.out").read_text()
+    assert parse_text(text).charge_drift == pytest.approx(5.45e-5, abs=1e-10)
+    assert parse_text(text.replace("8.00005450", "8.00000000")).charge_drift == 0
+    assert parse_text(text.replace("!    total", "!    tot")).charge_drift == 0
+
+
+@pytest.mark.parametrize("name", ["reference/fe2_bcc_rattled", "reference/al4_fcc_rattled", "pw/ok_si2_qe72"])
+def test_what_the_text_repeats_agrees(name):
+    """The energy is the sum of its terms, and the total force the root of all squares; 1 Ry/bohr³ is 147105.08 kbar."""
+    found = parse_text((FILES / name / "pw.out").read_text())
+    assert found.energy_terms == pytest.approx(found.energy, abs=5e-8)
+    assert found.total_force == pytest.approx(np.linalg.norm(found.forces), abs=1e-6)
+    np.testing.assert_allclose(found.stress_kbar, found.stress * 147105.08, atol=0.0066)
+
+
+def test_the_terms_of_a_hybrid_functional_are_not_all_of_its_energy():
+    text = (FILES / "pw" / "ok_hybrid" / "pw.out").read_text()
+    assert text.count("!    total energy") == 6
+    assert parse_text(text).energy_terms is None
+    assert parse_text(text).energy == -14.6239491
+
+
+def test_the_highest_band_of_each_k_point_and_spin(fe):
+    """Two spins at fourteen k-points."""
+    found = parse_text(fe)
+    assert len(found.top_levels) == 28
+    assert min(found.top_levels) > found.fermi_energy
+
+
+def test_cards_that_pw_x_did_not_know():
+    text = (FILES / "pw" / "hubbard_card_ignored" / "pw.out").read_text()
+    assert parse_text(text).ignored == ("HUBBARD (ATOMIC)", "U FE-3D 3.0")
