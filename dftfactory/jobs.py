@@ -1,79 +1,43 @@
-"""QEJob: start pw.x, record how it ended, stop it with all its ranks, clean up behind it."""
+"""QEJob: start pw.x, watch it, record how it ended, stop it with all its ranks, clean up behind it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import shutil
-import signal
 import subprocess
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from custodian.custodian import Job, Validator
+from custodian.custodian import Job, NonRecoverableError, Validator
 
 from dftfactory.config import WorkerConfig
 from dftfactory.errors import ParserError
-from dftfactory.history import current_parameters, has_history, remove_traces
+from dftfactory.failures import EXPLANATIONS, Failure
+from dftfactory.history import (
+    close_attempt,
+    current_parameters,
+    has_history,
+    read_history,
+    remove_traces,
+    write_history,
+)
+from dftfactory.inputs import change_pw_input
+from dftfactory.limits import memory_limit, seconds_left
 from dftfactory.parsers import read_pw_output
+from dftfactory.scratch import is_scratch, make_scratch, release, take
+from dftfactory.sessions import EXIT, seconds_used
+from dftfactory.sessions import PwProcess as PwProcess
+from dftfactory.watch import Output, Silence, Verdict, Watch
 
-# mpirun passes SIGTERM on to its ranks and waits for them; pw.x itself dies of it at once.
-SECONDS_TO_DIE = 5.0
-PROC = Path("/proc")
-SCRATCH_PREFIX = "dftfactory-"
-
-
-class PwProcess(subprocess.Popen[bytes]):
-    """pw.x under its launcher, in a session of its own.
-
-    As soon as the end of the launcher is seen, and before custodian's handlers look, the ranks that it may have left
-    behind are killed (they would write into the next attempt) and `exit_status` is written.
-    """
-
-    def __init__(self, command: list[str], status_file: Path, **options: Any) -> None:
-        self.status_file = status_file
-        self.recorded = False
-        try:
-            super().__init__(command, **options, start_new_session=True)
-        except (KeyboardInterrupt, SystemExit):
-            # A signal between the fork and the end of this call: nobody else will ever know the process.
-            if getattr(self, "pid", None):
-                signal_session(self.pid, signal.SIGKILL)
-                super().wait()
-            raise
-
-    def poll(self) -> int | None:
-        """Return the exit status when the process has ended."""
-        return self._record(super().poll())
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end and return the exit status."""
-        status = super().wait(timeout)
-        self._record(status)
-        return status
-
-    def stop(self) -> None:
-        """Stop the launcher and every rank: softly first, then for good."""
-        if self.poll() is not None:
-            return
-        try:
-            signal_session(self.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.wait(SECONDS_TO_DIE)
-        finally:  # also when a second Ctrl-C comes meanwhile
-            if self.poll() is None:
-                signal_session(self.pid, signal.SIGKILL)
-                self.wait()
-
-    def _record(self, status: int | None) -> int | None:
-        if status is not None and not self.recorded:
-            # Once: the file that is asked for later belongs to another attempt.
-            self.recorded = True
-            kill_orphans(self.pid)
-            self.status_file.write_text(f"{status}\n", encoding="utf-8")
-        return status
+# What pw.x leaves to itself at the end of the job's time, to end its iteration, to compute forces and stress of an SCF
+# that has just converged, and to write its state: on a slow file system a minute, and more for a long run, which is
+# of a large cell.
+MARGIN_SECONDS, MARGIN_SHARE = 60.0, 0.05
+# A run with less than this to go would hardly come to its first iteration.
+SHORTEST_RUN = 60.0
+# Exit status of an attempt whose time was over before it began; `timeout` has the same.
+NO_TIME = 124
 
 
 class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
@@ -100,17 +64,25 @@ class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
         return self.worker.command(cores, layout.get("npool", self.worker.npool))
 
     def run(self, directory: str = "./") -> PwProcess | None:
-        """Start pw.x; None when it cannot be started, with the reason in pw.err and exit status 127."""
+        """Start pw.x; None when it cannot be started, with the reason in pw.err and exit status 127.
+
+        Raises
+        ------
+        NonRecoverableError
+            The job ends too soon; the attempt is recorded as one that ended with WALLTIME.
+        """
         folder = Path(directory).resolve()
         command = self.command(folder)
         remove_traces(folder)
         self.process = None
+        self._limit_time(folder)
         with (folder / "pw.out").open("wb") as out, (folder / "pw.err").open("wb") as err:
             try:
                 self._prepare_outdir(folder)
                 self.process = PwProcess(
                     command,
                     folder / "exit_status",
+                    _Supervision(folder, self.worker) if has_history(folder) else None,
                     cwd=folder,
                     stdin=subprocess.DEVNULL,
                     stdout=out,
@@ -149,15 +121,94 @@ class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
         """Make out/, on the scratch disk where there is one, and empty it unless the attempt goes on from its state."""
         out = folder / "out"
         parameters = current_parameters(folder) if has_history(folder) else {}
-        if parameters.get("startingpot") != "file" and parameters.get("restart_mode") != "restart":
+        if not _goes_on(parameters):
             discard_outdir(folder)
         if out.is_symlink() and not out.exists():
             out.unlink()  # its scratch folder is gone
         if self.worker.scratch_dir and not out.exists():
             scratch = Path(self.worker.scratch_dir).expanduser().resolve()
-            scratch.mkdir(parents=True, exist_ok=True)
-            out.symlink_to(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=scratch), target_is_directory=True)
+            out.symlink_to(make_scratch(scratch, folder), target_is_directory=True)
+        elif out.is_symlink() and is_scratch(out.resolve()):
+            take(out.resolve(), folder)  # it may be that of an earlier process
         out.mkdir(exist_ok=True)
+
+    def _limit_time(self, folder: Path) -> None:
+        """Write max_seconds: the user's own limit, or what the job has left where that is less."""
+        left = seconds_left()
+        usable = None if left is None else left - max(MARGIN_SECONDS, MARGIN_SHARE * left)
+        if left is not None and usable is not None and usable < SHORTEST_RUN:
+            _refuse_to_start(folder, f"the job ends in {left:.0f} s, too soon to start pw.x")
+        own = self.worker.max_seconds
+        limit = min((float(seconds) for seconds in (own, usable) if seconds is not None), default=None)
+        if usable is not None and limit == usable:
+            limit = float(int(usable))
+            if has_history(folder):
+                _note(folder, time_limit={"seconds": limit, "of": "queue"})
+        path = folder / "pw.in"
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        present = re.search(r"^ *max_seconds *= *([^\s,!]+)", text, re.M)
+        if text and (present[1] if present else "None") != str(limit):
+            change_pw_input(path, {"max_seconds": limit})
+
+
+class _Supervision:
+    """Looks at one attempt and acts on what it sees: the failure is on record before anything is done about it."""
+
+    def __init__(self, folder: Path, worker: WorkerConfig) -> None:
+        self.folder = folder
+        self.programs = worker.model_copy(update={"mpi_command": None}).command(1, 1)
+        early_stop = read_history(folder)["prescribed"].get("early_stop", True)
+        output = Output(memory_limit(worker.memory_mb), early_stop=early_stop)
+        self.watch = Watch(folder / "pw.out", output, Silence(worker.hang_seconds))
+        self.asked_to_stop = False
+
+    def __call__(self, process: PwProcess) -> float:
+        """Look once; return the seconds until the next time."""
+        verdict = self.watch.look(lambda: seconds_used(process.pid, self.programs))
+        if verdict is not None:
+            self._act(verdict, process)
+        elif self.asked_to_stop and self.watch.output.converged:
+            self._take_back()
+        return self.watch.interval
+
+    def _act(self, verdict: Verdict, process: PwProcess) -> None:
+        # A full disk takes the record. The run is stopped all the same, unless that needs a file, too.
+        with contextlib.suppress(OSError, ParserError):
+            _note(self.folder, stopped={"failure": verdict.failure.value, "evidence": verdict.evidence})
+            if verdict.softly:
+                self.asked_to_stop = True
+                # pw.x looks for it here and in outdir, which may be on another disk.
+                (self.folder / EXIT).touch()
+        if not verdict.softly:
+            process.stop()
+
+    def _take_back(self) -> None:
+        """Let a run finish that has converged in the very iteration after which it was to stop."""
+        self.asked_to_stop = False
+        with contextlib.suppress(OSError, ParserError):
+            (self.folder / EXIT).unlink(missing_ok=True)
+            history = read_history(self.folder)
+            history["attempts"][-1].pop("stopped", None)
+            write_history(self.folder, history)
+
+
+def _note(run_dir: Path, **facts: Any) -> None:
+    """Record facts of the present attempt."""
+    history = read_history(run_dir)
+    history["attempts"][-1] |= facts
+    write_history(run_dir, history)
+
+
+def _refuse_to_start(folder: Path, evidence: str) -> None:
+    """Leave what an attempt leaves that had no time, and stop custodian: no handler can help, another job can."""
+    (folder / "pw.out").touch()
+    (folder / "exit_status").write_text(f"{NO_TIME}\n", encoding="utf-8")
+    if has_history(folder):
+        failure = Failure.WALLTIME
+        _note(folder, stopped={"failure": failure.value, "evidence": evidence})
+        explanation = EXPLANATIONS[failure]
+        close_attempt(folder, failure.value, evidence=evidence, explanation=explanation, exit_status=NO_TIME)
+    raise NonRecoverableError(evidence, raises=True, handler=None)
 
 
 class LabelValidator(Validator):  # type: ignore[misc]  # custodian is untyped
@@ -170,6 +221,48 @@ class LabelValidator(Validator):  # type: ignore[misc]  # custodian is untyped
         except ParserError:
             return True
         return False
+
+
+def may_resume(run_dir: Path) -> bool:
+    """Whether a calculation ended because its time was over, and has what it needs to go on."""
+    try:
+        attempt = read_history(run_dir)["attempts"][-1]
+    except ParserError:
+        return False
+    if attempt.get("outcome") != Failure.WALLTIME.value:
+        return False
+    return not _goes_on(next_parameters(attempt)) or any((run_dir / "out/pwscf.save").glob("charge-density.*"))
+
+
+def next_parameters(attempt: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with which a calculation goes on whose last attempt had no time (left)."""
+    parameters: dict[str, Any] = attempt["parameters"]
+    never_began = attempt.get("exit_status") == NO_TIME
+    return parameters if never_began else {**parameters, "restart_mode": "restart"}
+
+
+def _goes_on(parameters: dict[str, Any]) -> bool:
+    """Whether an attempt uses what an earlier one has left in out/."""
+    return parameters.get("startingpot") == "file" or parameters.get("restart_mode") == "restart"
+
+
+def keep_state(run_dir: Path) -> None:
+    """Bring the state of a run that is to be resumed from the scratch disk, which may be out of reach by then."""
+    out = run_dir / "out"
+    scratch = out.resolve()
+    if not out.is_symlink() or not is_scratch(scratch):
+        return
+    kept = run_dir / ".out"
+    try:
+        release(scratch)
+        shutil.copytree(scratch, kept)
+        out.unlink()
+        kept.rename(out)
+    except OSError:
+        # No room: it stays on scratch, where nobody deletes it.
+        _delete(kept)
+    else:
+        _delete(scratch)
 
 
 def clean_up(run_dir: Path) -> None:
@@ -202,7 +295,7 @@ def discard_outdir(run_dir: Path, keep: str | None = None) -> None:
             _delete(entry)
     if out.is_symlink():
         out.unlink()
-        if folder.name.startswith(SCRATCH_PREFIX):
+        if is_scratch(folder):
             _delete(folder)
     else:
         with contextlib.suppress(OSError):
@@ -215,42 +308,3 @@ def _delete(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def kill_orphans(session: int) -> None:
-    """Kill what is left of a session whose leader has ended and was waited for, and see it gone."""
-    deadline = time.monotonic() + SECONDS_TO_DIE
-    # While one process is left in a session, the kernel gives its number to nobody else: a process of this very
-    # number belongs to a stranger. What hangs in a dead file system cannot even be killed, so the wait has an end.
-    while not (PROC / str(session)).exists() and signal_session(session, signal.SIGKILL):
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.01)
-
-
-def signal_session(session: int, number: signal.Signals) -> int:
-    """Signal every living process of a session, and return how many there were.
-
-    Open MPI gives each rank a process group of its own, but leaves it in the session of mpirun.
-    """
-    if not (PROC / "self").exists():  # not Linux: the group of the launcher is what can be reached
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(session, number)
-        return 0
-    members = session_members(session)
-    for pid in members:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
-    return len(members)
-
-
-def session_members(session: int) -> list[int]:
-    """Return the living processes of a session, which has the pid of its leader as its number."""
-    members = []
-    for stat in PROC.glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):  # it has just ended
-            # pid (name, which may hold blanks and brackets) state ppid pgrp session
-            state, _, _, of, *_ = stat.read_text(errors="replace").rpartition(")")[2].split()
-            if int(of) == session and state not in ("Z", "X"):
-                members.append(int(stat.parent.name))
-    return members

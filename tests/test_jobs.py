@@ -19,11 +19,15 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
-from dftfactory import jobs
+from dftfactory import jobs, sessions
 from dftfactory.config import DFTConfig, WorkerConfig
-from dftfactory.history import start_history
-from dftfactory.jobs import PwProcess, QEJob, clean_up, kill_orphans, session_members
+from dftfactory.errors import CalculationError, ConfigError
+from dftfactory.failures import Failure, diagnose
+from dftfactory.history import read_history, start_history
+from dftfactory.jobs import PwProcess, QEJob, clean_up, keep_state
 from dftfactory.runner import QERunner
+from dftfactory.scratch import make_scratch
+from dftfactory.sessions import kill_orphans, session_members
 
 FakePw = Callable[..., WorkerConfig]
 # A launcher whose rank has a process group of its own, as Open MPI's ranks have, and outlives it.
@@ -120,7 +124,7 @@ def test_terminate_stops_launcher_and_ranks(tmp_path: Path) -> None:
 
 
 def test_terminate_kills_what_does_not_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "SECONDS_TO_DIE", 0.1)
+    monkeypatch.setattr(sessions, "SECONDS_TO_DIE", 0.1)
     job = QEJob(
         launcher(tmp_path, "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)")
     )
@@ -200,6 +204,212 @@ def test_a_number_that_the_kernel_has_given_to_another_session_is_not_touched(tm
         assert stranger.poll() is None
     finally:
         stranger.stop()
+
+
+def test_a_process_that_somebody_has_stopped_dies_all_the_same(tmp_path: Path) -> None:
+    process = PwProcess(["sleep", "600"], tmp_path / "exit_status")
+    os.kill(process.pid, signal.SIGSTOP)
+    process.stop()
+    assert process.returncode == -signal.SIGTERM
+
+
+# Watching
+
+
+def iterations(number: int) -> str:
+    """An SCF that stands still, as a line of a shell script."""
+    return f"""
+printf '     number of electrons       =         8.00\\n'
+for n in $(seq {number}); do
+    printf '     iteration #%3d\\n     total energy              =     -15.0 Ry\\n' $n
+    printf '     estimated scf accuracy    <       0.001 Ry\\n'
+done
+"""
+
+
+def script(folder: Path, text: str) -> WorkerConfig:
+    program = folder / "pw.sh"
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    program.chmod(0o755)
+    return WorkerConfig(pw_command=[str(program)])
+
+
+def started(folder: Path, worker: WorkerConfig, **prescribed: object) -> PwProcess:
+    start_history(folder, "si", {}, prescribed, None)
+    process = QEJob(worker).run(str(folder))
+    assert process is not None
+    return process
+
+
+def stopped(folder: Path) -> dict[str, str] | None:
+    return read_history(folder)["attempts"][-1].get("stopped")
+
+
+def test_an_scf_that_stands_still_is_asked_to_stop_once_it_is_on_record(tmp_path: Path) -> None:
+    wait = "while ! [ -f pwscf.EXIT ]; do sleep 0.01; done; cp history.json then.json"
+    process = started(tmp_path, script(tmp_path, iterations(60) + wait))
+    assert process.wait() == 0
+    assert stopped(tmp_path) == json.loads((tmp_path / "then.json").read_text())["attempts"][-1]["stopped"]
+    assert stopped(tmp_path)["failure"] == "SCF_NOT_CONVERGED"
+    assert not (tmp_path / "pwscf.EXIT").exists()  # although this pw.x did not remove it
+
+
+def test_without_early_stop_it_may_take_its_time(tmp_path: Path) -> None:
+    process = started(tmp_path, script(tmp_path, iterations(60) + "sleep 0.3"), early_stop=False)
+    assert process.wait() == 0
+    assert stopped(tmp_path) is None
+
+
+def test_a_run_that_converges_after_all_is_let_alone(tmp_path: Path) -> None:
+    """With an EXIT file pw.x would leave out forces and stress of an SCF that has converged."""
+    wait = "while ! [ -f pwscf.EXIT ]; do sleep 0.01; done"
+    gone = "printf 'convergence has been achieved\\n'; while [ -f pwscf.EXIT ]; do sleep 0.01; done"
+    process = started(tmp_path, script(tmp_path, f"{iterations(60)}\n{wait}\n{gone}"))
+    assert process.wait() == 0
+    assert stopped(tmp_path) is None
+
+
+def test_a_run_that_was_asked_to_stop_and_became_a_label_is_one(
+    fake_pw: FakePw, fake_config: DFTConfig, si_atoms: Atoms, tmp_path: Path
+) -> None:
+    pw = fake_pw("converged").command(1, 1)[0]
+    wait = "while ! [ -f pwscf.EXIT ]; do sleep 0.01; done"
+    worker = script(tmp_path, f"{iterations(60)}\n{wait}\nexec {pw}")
+    result = QERunner(fake_config, worker).run(si_atoms, tmp_path / "run")
+    assert [attempt["outcome"] for attempt in result.history] == ["CONVERGED"]
+    assert result.history[0]["stopped"]["failure"] == "SCF_NOT_CONVERGED"
+    assert not (tmp_path / "run" / "pwscf.EXIT").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "failure"),
+    [
+        ("     total energy              =             NaN Ry", "NAN"),
+        ("     Estimated max dynamical RAM per process >       9.00 GB", "OUT_OF_MEMORY"),
+    ],
+)
+def test_what_cannot_end_well_is_stopped_at_once(said: str, failure: str, tmp_path: Path) -> None:
+    worker = script(tmp_path, f"printf '{said}\\n'; sleep 600 & sleep 600")
+    process = started(tmp_path, worker.model_copy(update={"memory_mb": 1000.0}))
+    assert process.wait() == -signal.SIGTERM
+    assert stopped(tmp_path)["failure"] == failure
+    assert session_members(process.pid) == []
+
+
+@pytest.mark.parametrize(
+    "said", ["Estimated max dynamical RAM per process >  9.9.00 GB", " number of electrons  =  8.8.00"]
+)
+def test_a_number_that_two_ranks_have_written_at_once_stops_nothing(said: str, tmp_path: Path) -> None:
+    worker = script(tmp_path, f"printf ' {said}\n'; sleep 0.3").model_copy(update={"memory_mb": 1000.0})
+    assert started(tmp_path, worker).wait() == 0
+    assert stopped(tmp_path) is None
+
+
+def test_a_program_that_only_sleeps_hangs(tmp_path: Path) -> None:
+    worker = script(tmp_path, iterations(1) + "sleep 600").model_copy(update={"hang_seconds": 0.2})
+    process = started(tmp_path, worker)
+    assert process.wait() == -signal.SIGTERM
+    assert stopped(tmp_path)["failure"] == "HANG"
+
+
+def test_a_run_is_stopped_although_the_disk_is_too_full_to_say_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(run_dir: Path, history: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    process = started(tmp_path, script(tmp_path, "printf '     total energy              = NaN Ry\\n'; sleep 600"))
+    monkeypatch.setattr(jobs, "write_history", full)
+    assert process.wait() == -signal.SIGTERM
+
+
+# Time
+
+
+@pytest.fixture
+def time_left(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | None], None]:
+    return lambda seconds: monkeypatch.setattr(jobs, "seconds_left", lambda: seconds)
+
+
+@pytest.mark.parametrize(
+    ("own", "left", "expected"),
+    [
+        (None, None, None),
+        (600.0, None, 600.0),
+        (None, 1000.0, 940.0),  # a minute
+        (None, 86400.0, 82080.0),  # 5 %
+        (600.0, 86400.0, 600.0),
+        (900.0, 600.0, 540.0),
+    ],
+)
+def test_each_attempt_gets_the_time_that_is_left_by_then(
+    own: float | None,
+    left: float | None,
+    expected: float | None,
+    time_left: Callable[[float | None], None],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "pw.in").write_text("&control\n   max_seconds = 5.0\n   prefix = 'pwscf'\n/\n")
+    time_left(left)
+    started(tmp_path, WorkerConfig(pw_command="true", max_seconds=own)).wait()
+    text = (tmp_path / "pw.in").read_text()
+    assert ("max_seconds" in text) == (expected is not None)
+    assert f"max_seconds = {expected}\n" in text or expected is None
+    limited = expected is not None and expected != own
+    limit = read_history(tmp_path)["attempts"][-1].get("time_limit")
+    assert limit == ({"seconds": expected, "of": "queue"} if limited else None)
+
+
+def test_without_time_pw_x_is_not_started_and_another_job_may_do_it(
+    fake_pw: FakePw,
+    fake_config: DFTConfig,
+    si_atoms: Atoms,
+    tmp_path: Path,
+    launches: Callable[[], list[str]],
+    time_left: Callable[[float | None], None],
+) -> None:
+    runner = QERunner(fake_config, fake_pw("converged"))
+    time_left(100.0)
+    with pytest.raises(CalculationError, match=r"WALLTIME .*: the job ends in 100 s, too soon to start pw.x") as error:
+        runner.run(si_atoms, tmp_path / "run", "si")
+    assert error.value.details["failure"] == "WALLTIME"
+    advice = f"another job can go on with QERunner.resume('{tmp_path / 'run'}')"
+    assert all(text.endswith(advice) for text in (str(error.value), error.value.details["explanation"]))
+    with pytest.raises(ConfigError, match=r"go on with it by QERunner\.resume, choose another folder or remove it"):
+        runner.run(si_atoms, tmp_path / "run", "si")
+    assert launches() == []
+    assert (tmp_path / "run" / "pw.out").read_text() == ""
+    assert diagnose(tmp_path / "run") is Failure.WALLTIME
+    time_left(None)
+    # What is not in pw.in under its own name counts, too.
+    other = fake_config.model_copy(update={"kspacing": 0.4, "magnetism": "none"})
+    with pytest.raises(ConfigError, match=r"it differs in kspacing, magnetism$"):
+        QERunner(other, runner.worker).resume(tmp_path / "run")
+    result = runner.resume(tmp_path / "run")
+    assert (result.calculation_id, result.level) == ("si", 0)
+    assert [attempt["outcome"] for attempt in result.history] == ["WALLTIME", "CONVERGED"]
+    assert "restart_mode" not in launches()[0]  # there was nothing to restart from
+    with pytest.raises(ConfigError, match="nothing to go on with"):
+        runner.resume(tmp_path / "run")
+
+
+def test_a_state_that_does_not_fit_on_the_disk_stays_on_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, scratch = tmp_path / "run", make_scratch(tmp_path / "scratch", tmp_path / "run")
+    fill(scratch)
+    run_dir.mkdir()
+    (run_dir / "out").symlink_to(scratch)
+
+    def full(source: Path, target: Path) -> None:
+        target.mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs.shutil, "copytree", full)
+    keep_state(run_dir)
+    assert (run_dir / "out" / "pwscf.save" / "charge-density.dat").is_file()
+    assert [path.name for path in run_dir.iterdir()] == ["out"]
+    assert not (scratch / "owner.json").exists()  # so that nobody deletes it
 
 
 # Cleaning up
