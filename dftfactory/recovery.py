@@ -1,27 +1,17 @@
-"""The recovery ladder as data, and pure functions over it: nothing here reads a file or runs anything.
+"""The recovery ladder and the rungs for every failure as data, and pure functions over them.
 
-Parameters travel as one flat dict: QE keywords (`mixing_beta`, `degauss`, ...), the machine's layout
-(`parallel_cores`, `npool`), and the memory of the climb:
-
-level       present level of the ladder, 0 is the user's configuration
-stage       stage of an anneal, 0 is the hottest; absent outside an anneal
-gaining     whether the SCF still gained when it stopped (observed by `diagnose`)
-n_bands     bands of a run that were too few (observed by `diagnose`)
-tried       solvers that failed in the diagonalization
-kept        changes that outlive a climb, such as fewer pools after memory ran out
-used        how often each rung was used
+Nothing here reads a file or runs anything. `rungs` says what parameters are, and how each rung changes them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dftfactory import rungs
 from dftfactory.failures import Failure
-
-Parameters = dict[str, Any]
+from dftfactory.rungs import Change, Parameters, Situation
 
 # Levels 1, 2, 3; level 0 is the user's configuration. Each holds what differs from that configuration.
 # Measured with pw.x 6.7 on 27 hard, slow and easy structures, 80 iterations a run: plain mixing at level 0, then
@@ -35,6 +25,7 @@ LADDER: tuple[Mapping[str, Any], ...] = (
     {"name": "robust solver", "mixing_beta": 0.3, "mixing_mode": "plain", "diagonalization": "cg"},
     {
         "name": "high temperature",
+        "sooner_with_spin": True,
         "mixing_mode": "local-TF",
         "mixing_ndim": 20,
         # One hot stage at 0.03 Ry solved 2 of 10, these two 8 of 11. conv_thr in Ry per cell.
@@ -45,11 +36,8 @@ LADDER: tuple[Mapping[str, Any], ...] = (
         ),
     },
 )
-# In the order of trust. paro and ppcg come last: not every build has them.
-SOLVERS = ("david", "cg", "paro", "ppcg")
-PW_DEFAULT_CONV_THR = 1e-6  # Ry per cell
-
-Change = Callable[[Parameters, Mapping[str, Any], Sequence[Mapping[str, Any]]], "Parameters | None"]
+# What is seen of one run, and says nothing of the next one.
+OBSERVED = ("gaining", "hopeless", "diverged", "n_bands", "lost_fermi_level", "out_of_time")
 
 
 @dataclass(frozen=True)
@@ -94,16 +82,18 @@ def get_next_params(
     dict or None
         A new dict; `level` tells where it stands. None when no rung is left.
     """
-    current = {**current_params, "level": level}
-    base = dict(current_params if configured is None else configured)
+    # To go on exactly where a run left off is for the attempt after it, and for the same input only.
+    current = {name: value for name, value in current_params.items() if name != "restart_mode"}
+    base = current_params if configured is None else configured
+    situation = Situation({**current, "level": level}, base, ladder)
     used: dict[str, int] = dict(current.get("used", {}))
     for rung in get_recovery_strategy(failure):
         key = f"{failure.value}: {rung.name}"
         if used.get(key, 0) >= rung.times:
             continue
-        following = rung.change(current, base, ladder)
+        following = rung.change(situation)
         if following is not None:
-            following = {name: value for name, value in following.items() if name not in ("gaining", "n_bands")}
+            following = {name: value for name, value in following.items() if name not in OBSERVED}
             return {**following, "used": {**used, key: used.get(key, 0) + 1}}
     return None
 
@@ -115,157 +105,57 @@ def get_next_stage(
     ladder: Sequence[Mapping[str, Any]] = LADDER,
 ) -> Parameters | None:
     """Return the next stage of an anneal after the present one has converged; None when it was the last one."""
-    stages = _stages(current_params, ladder)
+    stages = rungs.anneal_stages(current_params, ladder)
     if "stage" not in current_params or current_params["stage"] + 1 >= len(stages):
         return None
-    return _enter_stage(dict(current_params), current_params["stage"] + 1, configured, stages)
+    following = current_params["stage"] + 1
+    if current_params.get("softening") and following == len(stages) - 1:
+        return rungs.enter_last_stage_softened(current_params, configured, stages)
+    return rungs.enter_stage(current_params, following, configured, stages)
 
 
-def _stages(parameters: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    level = parameters.get("level", 0)
-    return ladder[level - 1].get("anneal") or () if 0 < level <= len(ladder) else ()
-
-
-def _enter_stage(
-    parameters: Parameters, stage: int, base: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]
-) -> Parameters:
-    above = stages[stage].get("degauss_above", 0.0)
-    prescribed = base.get("conv_thr", PW_DEFAULT_CONV_THR)
-    parameters |= {
-        "stage": stage,
-        "degauss": round(base.get("degauss", 0.0) + above, 10),
-        # A loose threshold must not be tighter than the prescribed one.
-        "conv_thr": max(stages[stage].get("conv_thr", 0.0), prescribed),
-    }
-    if stage > 0:
-        parameters["startingpot"] = "file"
-    parameters.pop("continued", None)
-    return parameters
-
-
-def _enter_level(
-    level: int, current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]
-) -> Parameters:
-    """Begin a level from scratch: the user's parameters, what the level changes, and what outlives a climb."""
-    changes = {name: value for name, value in ladder[level - 1].items() if name not in ("name", "anneal")}
-    following = {**base, **changes, **current.get("kept", {}), "level": level}
-    following |= {name: current[name] for name in ("kept", "tried") if name in current}
-    if current.get("tried") and "diagonalization" in current:
-        # Where a solver has failed, the present one is the one that works.
-        following["diagonalization"] = current["diagonalization"]
-    stages = _stages(following, ladder)
-    return _enter_stage(following, 0, base, stages) if stages else following
-
-
-def _climb(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters | None:
-    """Enter the next level; above the last one keep what an anneal can still give, softened."""
-    if current["level"] < len(ladder):
-        return _enter_level(current["level"] + 1, current, base, ladder)
-    stages = _stages(current, ladder)
-    if len(stages) < 2 or current.get("softened") or current.get("stage") != len(stages) - 1:
-        return None
-    # Only the last stage stood still: converge the one before it to the prescribed accuracy, as a softened result.
-    softened = _enter_stage(dict(current), len(stages) - 2, base, stages)
-    return {
-        **softened,
-        "stage": len(stages) - 1,
-        "conv_thr": base.get("conv_thr", PW_DEFAULT_CONV_THR),
-        "softened": True,
-    }
-
-
-def _continue(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters | None:
-    """Go on from the saved density, once at each level and stage, where the SCF still gained."""
-    if not current.get("gaining") or current.get("continued"):
-        return None
-    return {**current, "startingpot": "file", "continued": True}
-
-
-def _other_solver(
-    current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]
-) -> Parameters | None:
-    """Soft mixing and a solver not yet tried: the level of the robust solver, with the solver that is left."""
-    tried = [*current.get("tried", []), current.get("diagonalization", SOLVERS[0])]
-    solver = next((solver for solver in SOLVERS if solver not in tried), None)
-    if solver is None:
-        return None
-    following = {**current, "diagonalization": solver, "tried": tried}
-    robust = next((n for n, level in enumerate(ladder, start=1) if "diagonalization" in level), current["level"])
-    return following if current["level"] >= robust else _enter_level(robust, following, base, ladder)
-
-
-def _other_solver_from_scratch(
-    current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]
-) -> Parameters | None:
-    """Forget the saved density too, which may hold the NaN."""
-    return _other_solver(_from_scratch(current, base, ladder), base, ladder)
-
-
-def _change(**changes: Any) -> Change:
-    """Repeat the attempt at the same level with `changes`, which stay; None where they would change nothing."""
-
-    def change(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters | None:
-        if all(current.get(name) == value for name, value in changes.items()):
-            return None
-        return {**current, **changes, "kept": {**current.get("kept", {}), **changes}}
-
-    return change
-
-
-def _again(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters:
-    """Repeat the attempt as it was."""
-    return dict(current)
-
-
-def _resume(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters:
-    """Go on exactly where a soft stop by the clock left off."""
-    return {**current, "restart_mode": "restart"}
-
-
-def _from_scratch(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters:
-    """Forget the saved state; an anneal begins again with its hot stage."""
-    state = ("startingpot", "restart_mode", "continued", "softened")
-    following = {name: value for name, value in current.items() if name not in state}
-    stages = _stages(current, ladder)
-    return _enter_stage(following, 0, base, stages) if "stage" in following and stages else following
-
-
-def _more_bands(current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]) -> Parameters | None:
-    """Go on from the density with more bands, where they were too few to hold the electrons."""
-    if not current.get("n_bands"):
-        return None
-    following = _change(nbnd=math.ceil(1.3 * current["n_bands"]))(current, base, ladder)
-    return following and {**following, "startingpot": "file"}
-
-
-def _fewer_ranks(
-    current: Parameters, base: Mapping[str, Any], ladder: Sequence[Mapping[str, Any]]
-) -> Parameters | None:
-    if current.get("parallel_cores", 1) <= 1:
-        return None
-    return _change(parallel_cores=current["parallel_cores"] // 2, npool=1)(current, base, ladder)
-
-
-ONE_POOL = Rung("one pool", _change(npool=1))
+ONE_POOL = Rung("one pool", rungs.change_to(npool=1))
+FROM_SCRATCH = Rung("from scratch", rungs.from_scratch)
 
 # Failures that are absent here (ENVIRONMENT, INPUT_ERROR, PSEUDOPOTENTIAL, GEOMETRY, SOFT_STOP) give up at once: a
-# second run of the same input ends the same way. Only the SCF and the solver move the level.
+# second run of the same input ends the same way. Only the SCF and the solver move the level, and a saved state that
+# breaks twice: it belongs to a SCF that has failed, or to an anneal, and the next level begins without one.
 STRATEGIES: Mapping[Failure, tuple[Rung, ...]] = {
-    Failure.SCF_NOT_CONVERGED: (Rung("continue", _continue, times=99), Rung("next level", _climb, times=99)),
-    Failure.DIAGONALIZATION: (Rung("other solver", _other_solver, times=len(SOLVERS)),),
-    Failure.NAN: (Rung("other solver", _other_solver_from_scratch),),
-    Failure.OCCUPATIONS: (Rung("more bands", _more_bands, times=3),),
+    Failure.SCF_NOT_CONVERGED: (
+        Rung("continue", rungs.continue_scf, times=99),
+        Rung("next level", rungs.climb, times=99),
+    ),
+    # cg first: it cured 14 of 14 runs of others (aiida-quantumespresso, issue 742), 2 of unconverged bands and 12 of
+    # Cholesky. A larger subspace can help david with the former only.
+    Failure.DIAGONALIZATION: (
+        Rung("other solver", rungs.other_solver("david", "cg"), times=2),
+        Rung("larger subspace", rungs.larger_subspace),
+        Rung("rare solver", rungs.other_solver("paro", "ppcg"), times=2),
+    ),
+    Failure.NAN: (Rung("other solver", rungs.other_solver(*rungs.SOLVERS)),),
+    # Every input of ours has the smearing of the configuration, which is the cure for the other causes.
+    Failure.OCCUPATIONS: (
+        Rung("more bands", rungs.more_bands, times=3),
+        Rung("gaussian smearing", rungs.gaussian_smearing),
+    ),
     Failure.OUT_OF_MEMORY: (
         ONE_POOL,
-        Rung("small subspace", _change(diago_david_ndim=2, mixing_ndim=4)),
-        Rung("frugal solver", _change(diagonalization="cg")),
+        Rung("small subspace", rungs.short_memory),
+        Rung("frugal solver", rungs.frugal_solver),
     ),
-    Failure.PARALLELIZATION: (ONE_POOL, Rung("fewer ranks", _fewer_ranks, times=20)),
-    Failure.SYMMETRY: (Rung("no symmetry", _change(nosym=True)),),
-    Failure.WALLTIME: (Rung("resume", _resume, times=3),),
-    Failure.BAD_RESTART: (Rung("from scratch", _from_scratch),),
-    Failure.DISK_FULL: (Rung("again", _again),),
-    Failure.KILLED: (Rung("again", _again),),
-    Failure.HANG: (Rung("again", _again),),
-    Failure.INCOMPLETE_OUTPUT: (Rung("again", _again),),
+    Failure.PARALLELIZATION: (
+        Rung("fewer pools", rungs.fewer_pools, times=20),
+        Rung("fewer ranks", rungs.fewer_ranks, times=20),
+    ),
+    Failure.SYMMETRY: (Rung("no symmetry", rungs.change_to(nosym=True)),),
+    Failure.WALLTIME: (Rung("resume", rungs.resume, times=3),),
+    Failure.BAD_RESTART: (FROM_SCRATCH, Rung("next level", rungs.climb, times=99)),
+    # From scratch out/ is emptied first. Less `disk_io` is no remedy: below "low" pw.x 6.7 writes no XML.
+    Failure.DISK_FULL: (FROM_SCRATCH,),
+    # pw.x writes its density when the SCF is over: what an earlier stage has saved is whole. One pool, because the
+    # kernel kills what takes too much memory and tells only the administrator.
+    Failure.KILLED: (Rung("again", rungs.again), ONE_POOL),
+    # The saved density may be cut, or hold the NaN that pw.x hangs in.
+    Failure.HANG: (FROM_SCRATCH,),
+    Failure.INCOMPLETE_OUTPUT: (FROM_SCRATCH,),
 }
