@@ -24,7 +24,10 @@ from dftfactory.results import DFTResult
 
 STATUSES = ("SELECTED", "QUEUED", "COMPLETED", "FAILED")
 # What an earlier attempt may have left on a row; gone as soon as the row gets a new status.
-OUTCOME_KEYS = ("reason", "failure", "level", "quality", "iterations", "total_magnetization", "config_hash")
+OUTCOME_KEYS = (
+    *("reason", "failure", "evidence", "explanation", "level", "quality", "iterations"),
+    *("total_magnetization", "state_warning", "config_hash"),
+)
 
 # Rows that are in memory at once: 200 of 1,000 atoms are 10 MB.
 _PAGE = 200
@@ -114,7 +117,7 @@ def mark_completed(db: Database, row_id: int, result: DFTResult, **keys: Any) ->
     row_id
         `id` of the row.
     result
-        The label; its level, quality, iterations and total magnetization become keys of the row.
+        The label; its level, quality, iterations, total magnetization and state_warning become keys of the row.
     **keys
         More keys for the row, such as `config_hash`; None is left out.
 
@@ -129,6 +132,7 @@ def mark_completed(db: Database, row_id: int, result: DFTResult, **keys: Any) ->
         "quality": result.quality,
         "iterations": result.iterations,
         "total_magnetization": result.total_magnetization,
+        "state_warning": _one_line(result.state_warning) if result.state_warning else None,
     }
     with transaction(db):
         row = _candidate_row(db, row_id)
@@ -146,7 +150,18 @@ def mark_completed(db: Database, row_id: int, result: DFTResult, **keys: Any) ->
 
 
 def mark_failed(db: Database, row_id: int, reason: str, **keys: Any) -> None:
-    """Mark a row as FAILED, with the reason in one line and more keys (`failure`, `level`); None is left out.
+    """Mark a row as FAILED, with the reason in one line and more keys; None is left out.
+
+    Parameters
+    ----------
+    db
+        From `open_candidates`.
+    row_id
+        `id` of the row.
+    reason
+        The whole message.
+    **keys
+        `failure`, its `evidence` and `explanation` (one line each, as the reason), `level`, ...
 
     Raises
     ------
@@ -155,7 +170,8 @@ def mark_failed(db: Database, row_id: int, reason: str, **keys: Any) -> None:
     """
     with transaction(db):
         row = _candidate_row(db, row_id)
-        _update(db, row, {"status": "FAILED", "reason": _one_line(reason), **keys})
+        lines = {name: _one_line(keys[name]) for name in ("evidence", "explanation") if keys.get(name)}
+        _update(db, row, {"status": "FAILED", "reason": _one_line(reason), **keys, **lines})
 
 
 def count_by_status(db: Database) -> dict[str, int]:

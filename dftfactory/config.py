@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,13 +14,14 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from dftfactory.errors import ConfigError
 from dftfactory.pw_entries import checked_entries, label_entries
-from dftfactory.settings import Settings, Strict, is_finite_number, problems_error, read_yaml, unknown_elements
+from dftfactory.settings import Problem, Settings, Strict, is_finite_number, problems_error, read_yaml, unknown_elements
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
 MixingBeta = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 MixingMode = Literal["plain", "TF", "local-TF"]
 Solver = Literal["david", "cg", "paro", "ppcg"]
+MAGNETISM_WORDS = ("auto", "antiferromagnetic", "none")
 # μB per atom. The largest spin moment of a free atom is 8 (Gd); more is a slip, such as a charge.
 _LARGEST_MOMENT = 10.0
 FWORKER, FW_CONFIG = "my_fworker.yaml", "FW_config.yaml"
@@ -47,6 +48,8 @@ class LadderLevel(Strict):
     diagonalization: Solver | None = None
     diago_david_ndim: PositiveInt | None = None
     electron_maxstep: PositiveInt | None = None
+    # Whether it comes before the others in calculations with spin.
+    sooner_with_spin: bool | None = None
     anneal: list[AnnealStage] | None = None
 
     @field_validator("anneal")
@@ -80,13 +83,16 @@ class DFTConfig(Settings):
     mixing_beta: MixingBeta = 0.7
     mixing_mode: MixingMode = "local-TF"
     diagonalization: Solver = "david"
-    magnetism: str | dict[str, float] = "auto"
+    # Of several starts the lowest energy is kept.
+    magnetism: str | dict[str, float] | list[str | dict[str, float]] = "auto"
     pw: dict[str, dict[str, bool | int | float | str | dict[str, float]]] = Field(default_factory=dict)
     ladder: list[LadderLevel] | None = Field(None, description="levels above 0; the built-in ladder where absent")
     min_distance_fraction: float = Field(
         0.5, ge=0, lt=1, allow_inf_nan=False, description="of the sum of two covalent radii"
     )
     max_force: PositiveFloat = Field(40.0, description="eV/Å; a label above it is refused")
+    # Whether an SCF that leads nowhere is stopped while it runs.
+    early_stop: bool = True
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> DFTConfig:
@@ -118,19 +124,21 @@ class DFTConfig(Settings):
 
     @field_validator("magnetism", mode="plain")
     @classmethod
-    def _moments_are_possible(cls, value: Any) -> str | dict[str, float]:
-        if isinstance(value, str) and value in ("auto", "none"):
-            return value
-        if not isinstance(value, dict):
-            raise ValueError("must be auto, none, or moments in μB per atom by element, such as {Fe: 2.5}")
-        problems = list(unknown_elements(value))
-        for element, moment in value.items():
-            if not is_finite_number(moment) or abs(moment) > _LARGEST_MOMENT:
-                expected = f"must be a number between {-_LARGEST_MOMENT:g} and {_LARGEST_MOMENT:g} (μB per atom)"
-                problems.append((str(element), moment, expected))
+    def _moments_are_possible(cls, value: Any) -> str | dict[str, float] | list[str | dict[str, float]]:
+        forms = {str(n): form for n, form in enumerate(value)} if isinstance(value, list) and value else {"": value}
+        problems = [
+            (".".join(filter(None, (place, key))), bad, text)
+            for place, form in forms.items()
+            for key, bad, text in _moment_problems(form)
+        ]
         if problems:
             raise problems_error(problems)
-        return {element: float(moment) for element, moment in value.items()}
+        checked = [
+            {element: float(moment) for element, moment in form.items()} if isinstance(form, dict) else form
+            for form in forms.values()
+        ]
+        # One start is the same label whether it stands in a list or not.
+        return checked if len(checked) > 1 else checked[0]
 
     @field_validator("pw", mode="plain")
     @classmethod
@@ -145,6 +153,21 @@ class DFTConfig(Settings):
         """Only what defines the number that is computed: equal for two configurations that give equal labels."""
         names = ("ecutwfc", "ecutrho", "kspacing", "smearing", "degauss", "conv_thr_per_atom", "magnetism")
         return {**{name: getattr(self, name) for name in names}, "pw": label_entries(self.pw)}
+
+
+def _moment_problems(form: Any) -> Iterator[Problem]:
+    """Problems of one start of the SCF."""
+    if isinstance(form, str) and form in MAGNETISM_WORDS:
+        return
+    if not isinstance(form, dict):
+        words = ", ".join(MAGNETISM_WORDS)
+        yield "", form, f"must be {words}, moments in μB per atom by element, such as {{Fe: 2.5}}, or a list of these"
+        return
+    yield from unknown_elements(form)
+    for element, moment in form.items():
+        if not is_finite_number(moment) or abs(moment) > _LARGEST_MOMENT:
+            expected = f"must be a number between {-_LARGEST_MOMENT:g} and {_LARGEST_MOMENT:g} (μB per atom)"
+            yield str(element), moment, expected
 
 
 class WorkerConfig(Settings):
@@ -163,6 +186,10 @@ class WorkerConfig(Settings):
     scratch_dir: str | None = None
     pseudopotential_dir: str | None = None
     max_seconds: PositiveFloat | None = None
+    # The least silence of pw.x that may count as a hang, in seconds.
+    hang_seconds: PositiveFloat = 120.0
+    # Of this node, for all ranks together; what the job has where absent.
+    memory_mb: PositiveFloat | None = None
     environment: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("pw_command", "mpi_command", mode="plain")

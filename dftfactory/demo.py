@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dftfactory.config import DFTConfig
 from dftfactory.errors import ConfigError
-from dftfactory.runner import stopped_by_signals
+from dftfactory.interrupts import stopped_by_signals
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -128,7 +128,7 @@ def run_demo(folder: Path) -> None:
         summary = submit(open_candidates(folder / "candidates.db"), config, launchpad)
         console.print(f"{summary.added} Fireworks queued  (dftfactory submit candidates.db --config dft.yaml)")
         rockets = min(MAX_ROCKETS, len(os.sched_getaffinity(0)))
-        console.print(f"{rockets} rockets  (rlaunch -w my_fworker.yaml rapidfire)")
+        console.print(f"{rockets} {'rocket' if rockets == 1 else 'rockets'}  (rlaunch -w my_fworker.yaml rapidfire)")
         with _rockets(folder, local.launchpad_file, rockets) as processes:
             _watch(console, launchpad, processes, summary.added)
         sync(open_candidates(folder / "candidates.db"), launchpad)

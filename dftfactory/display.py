@@ -41,18 +41,23 @@ def print_result(result: DFTResult, run_dir: Path) -> None:
         "SCF iterations": f"{result.total_iterations} in {_number(runs, 'run')}",
         "pw.x": f"{result.pw_version}, {_number(result.n_kpoints, 'k-point')}, {_number(ranks, 'rank')}"
         + (f", {result.wall_time:.1f} s" if result.wall_time is not None else ""),
-        "files": f"{run_dir} (label.json, history.json, pw.out)",
+        "files": f"{run_dir} (label.json, history.json, {'start_0, start_1, ...' if result.states else 'pw.out'})",
     }
     for name, value in rows.items():
         if value:
             table.add_row(name, escape(value))
     console.print(table)
+    for state in result.states:
+        console.print(escape(_state(state)))
+    if result.state_warning is not None:
+        console.print(escape(result.state_warning), style="bold")
     if result.quality == "softened":
         console.print(f"[bold]softened: at degauss = {result.degauss:g} Ry, not the prescribed one[/bold]")
 
 
 def print_status(launchpad: LaunchPad, candidates: Mapping[str, int] | None = None) -> None:
     """Print Fireworks by state, labels by level and quality, failures by kind, and candidates where they are given."""
+    from dftfactory.failures import EXPLANATIONS
     from dftfactory.launches import count_failures, count_fireworks
     from dftfactory.store import LabelStore
 
@@ -67,7 +72,7 @@ def print_status(launchpad: LaunchPad, candidates: Mapping[str, int] | None = No
     for title, numbers in counts.items():
         if numbers or title in ("Fireworks", "Labels"):
             console.print(title)
-            console.print(_count_table(numbers))
+            console.print(_count_table(numbers, EXPLANATIONS if title.startswith("Why") else {}))
 
 
 def candidate_table(rows: Iterable[Mapping[str, Any]]) -> Table:
@@ -100,12 +105,21 @@ def candidate_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _count_table(numbers: Mapping[str, int]) -> Table:
+def _state(state: Mapping[str, Any]) -> str:
+    """Return the line of one of several starts."""
+    if state["energy"] is None:
+        return f"from {state['start']}: {state['outcome']} ({state['evidence']})"
+    magnetization = "" if state["total_magnetization"] is None else f", {state['total_magnetization']:.3f} μB"
+    return f"from {state['start']}: {state['energy']:.6f} eV{magnetization}, level {state['level']}"
+
+
+def _count_table(numbers: Mapping[str, int], explanations: Mapping[Any, str]) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 0, 0, 2))
     table.add_column()
     table.add_column(justify="right")
+    table.add_column()
     for name, number in (numbers or {"none": 0}).items():
-        table.add_row(escape(name), str(number))
+        table.add_row(escape(name), str(number), escape(explanations.get(name, "")))
     return table
 
 

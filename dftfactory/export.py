@@ -58,7 +58,8 @@ def label_to_atoms(label: dict[str, Any]) -> Atoms:
         `arrays["REF_forces"]`, shape (n_atoms, 3), in eV/Å.
         `info["REF_stress"]`, shape (3, 3), in eV/Å³, positive under tension.
         `info` also has calculation_id, level, quality, config_hash and fingerprint, `degauss` (Ry) of a softened
-        label, and `total_magnetization` (μB per cell) of a calculation with spin.
+        label, `total_magnetization` (μB per cell) of a calculation with spin, and `state_warning` where there may be a
+        lower electronic state.
 
     Raises
     ------
@@ -98,6 +99,8 @@ def label_to_atoms(label: dict[str, Any]) -> Atoms:
         info["degauss"] = result.degauss
     if result.total_magnetization is not None:
         info["total_magnetization"] = result.total_magnetization
+    if result.state_warning is not None:
+        info["state_warning"] = result.state_warning
     if result.source != "xml":
         info["source"] = result.source
     atoms.info = info

@@ -12,9 +12,11 @@ from fireworks import FiretaskBase, FWAction, explicit_serialize
 
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError
+from dftfactory.giving_up import details_of_softened
 from dftfactory.history import foreign_file, has_history
 from dftfactory.labels import (
     CALCULATION_ID,
+    FORCES_EXPLANATION,
     fingerprint,
     forces_above,
     make_label,
@@ -151,7 +153,9 @@ def _claim_folder(launch_dir: Path, spec: _Spec) -> Path:
 def _refuse_large_forces(label: dict[str, Any], spec: _Spec) -> None:
     """`max_force` is no label parameter: a label of another configuration may be above the one of this."""
     if (reason := forces_above(label, spec.config)) is not None:
-        raise CalculationError(reason, **_summary(label), failure="REJECTED", evidence=reason)
+        raise CalculationError(
+            reason, **_summary(label), failure="REJECTED", evidence=reason, explanation=FORCES_EXPLANATION
+        )
 
 
 def _summary(label: dict[str, Any]) -> dict[str, Any]:
@@ -165,6 +169,8 @@ def _summary(label: dict[str, Any]) -> dict[str, Any]:
         "energy": result.energy,
         "max_force": result.max_force,
         "total_magnetization": result.total_magnetization,
+        "state_warning": result.state_warning,
+        "states": list(result.states),
         "iterations": result.total_iterations,
         "runs": len(result.history),
         "wall_time": result.wall_time,
@@ -176,9 +182,6 @@ def _only_softened(label: dict[str, Any], run_dir: Path) -> CalculationError:
     return CalculationError(
         f"{label['calculation_id']}: the SCF converged at degauss = {result.degauss:g} Ry only; "
         "the softened label is stored and left out of exports unless asked for",
-        **_summary(label),
-        failure="SCF_NOT_CONVERGED",
-        evidence=f"converged at degauss = {result.degauss:g} Ry only",
-        history=list(result.history),
+        **{**_summary(label), **details_of_softened(result)},
         run_dir=str(run_dir),
     )

@@ -27,6 +27,11 @@ from dftfactory.inputs import NAMELIST_OF, change_pw_input
 from dftfactory.parsers import parse_text, read_exit_status, read_output, read_pw_output
 from dftfactory.recovery import LADDER, get_next_params, get_next_stage
 
+# The SCF error in the forces goes with the square root of the one in the energy: ten times smaller.
+TIGHTER = 100
+TIGHTEN = "SCF_CORRECTION: tighten"
+TIGHTEN_EXPLANATION = "the SCF error was not small against the forces; a run with a smaller conv_thr follows"
+
 
 class _FailureHandler(ErrorHandler):  # type: ignore[misc]  # custodian is untyped
     """Claims the runs that end in one of `failures`."""
@@ -46,7 +51,7 @@ class _FailureHandler(ErrorHandler):  # type: ignore[misc]  # custodian is untyp
 
 
 class ConvergenceHandler(_FailureHandler):
-    """SCF not converged: continue where it still gained, else climb the ladder."""
+    """SCF not converged: continue it once from its density, unless it has diverged; then climb the ladder."""
 
     failures = (Failure.SCF_NOT_CONVERGED,)
 
@@ -85,7 +90,7 @@ class MachineHandler(_FailureHandler):
 
 
 class OccupationsHandler(_FailureHandler):
-    """The occupations do not fit: more bands where they were too few, else give up."""
+    """The occupations do not fit: more bands, or gaussian smearing where the Fermi level is lost; else give up."""
 
     failures = (Failure.OCCUPATIONS,)
 
@@ -128,8 +133,35 @@ class AnnealHandler(ErrorHandler):  # type: ignore[misc]  # custodian is untyped
         return {"errors": [evidence], "actions": _prepare(run_dir, following)}
 
 
+class TightenHandler(ErrorHandler):  # type: ignore[misc]  # custodian is untyped
+    """A label whose SCF error is not small against the forces: once more from the density, with a smaller conv_thr."""
+
+    def check(self, directory: str = "./") -> bool:
+        """Whether the run is a label but for its forces, and was not tightened before."""
+        run_dir = Path(directory)
+        if not has_history(run_dir) or not awaits_verdict(run_dir) or _used(run_dir).get(TIGHTEN):
+            return False
+        return _looseness(run_dir) is not None
+
+    def correct(self, directory: str = "./") -> dict[str, Any]:
+        """Prepare the same run from its own density."""
+        run_dir = Path(directory)
+        evidence = _looseness(run_dir) or ""
+        close_attempt(
+            run_dir, "TIGHTENED", evidence=evidence, explanation=TIGHTEN_EXPLANATION, **attempt_facts(run_dir)
+        )
+        current = current_parameters(run_dir)
+        following = {name: value for name, value in current.items() if name != "restart_mode"}
+        following |= {
+            "startingpot": "file",
+            "conv_thr": float(f"{current['conv_thr'] / TIGHTER:.6g}"),
+            "used": {**_used(run_dir), TIGHTEN: 1},
+        }
+        return {"errors": [f"TIGHTENED: {evidence}"], "actions": _prepare(run_dir, following)}
+
+
 def all_handlers() -> list[ErrorHandler]:
-    """One handler for each failure, and the one for the stages of an anneal."""
+    """One handler for each failure, one for the stages of an anneal, and one for forces that are not converged."""
     return [
         ConvergenceHandler(),
         DiagonalizationHandler(),
@@ -139,6 +171,7 @@ def all_handlers() -> list[ErrorHandler]:
         MachineHandler(),
         HopelessHandler(),
         AnnealHandler(),
+        TightenHandler(),
     ]
 
 
@@ -149,7 +182,10 @@ def attempt_facts(run_dir: Path) -> dict[str, Any]:
     return {
         "exit_status": read_exit_status(run_dir),
         "iterations": text.iterations,
+        "cpu_time": text.cpu_time,
         "wall_time": text.wall_time,
+        "n_ranks": text.n_ranks,
+        "estimated_memory": text.estimated_memory,
         "best_accuracy": min(accuracies, default=None),
         "last_accuracy": accuracies[-1] if accuracies else None,
     }
@@ -176,6 +212,22 @@ def _next_stage(run_dir: Path) -> dict[str, Any] | None:
     return get_next_stage(
         history["attempts"][-1]["parameters"], configured=history["configured"], ladder=_ladder(history)
     )
+
+
+def _looseness(run_dir: Path) -> str | None:
+    """Return what the parser says of a run that is a label but for the SCF error in its forces."""
+    try:
+        read_pw_output(run_dir)
+    except InconsistentOutputError as error:
+        return error.message if error.details.get("loose") else None
+    except ParserError:
+        return None
+    return None
+
+
+def _used(run_dir: Path) -> dict[str, int]:
+    used: dict[str, int] = current_parameters(run_dir).get("used", {})
+    return used
 
 
 def _ladder(history: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ import numpy as np
 from dftfactory.config import DFTConfig
 from dftfactory.errors import StructureError
 from dftfactory.history import write_atomically
+from dftfactory.moments import starting_moments
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials, needs_dense_charge_grid
 from dftfactory.pw_in import NAMELIST_OF as NAMELIST_OF
 from dftfactory.pw_in import PwInput as PwInput
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
 
     from dftfactory.results import FloatArray
 
-# Spin moments (μB) of the free atoms by Hund's rule, as a start from which the SCF comes down: 3d metals and 4f.
-STARTING_MOMENTS = {
-    **{"Cr": 6.0, "Mn": 5.0, "Fe": 4.0, "Co": 3.0, "Ni": 2.0},
-    **{"Ce": 1.0, "Pr": 3.0, "Nd": 4.0, "Pm": 5.0, "Sm": 6.0, "Eu": 7.0, "Gd": 7.0, "Tb": 5.0, "Dy": 4.0, "Ho": 3.0},
-    **{"Er": 2.0, "Tm": 1.0},
-}
 # pw.x 6.7 and 7.x hold at most ten kinds of atom (ntypx), and labels of three characters.
 MAX_KINDS = 10
 # Å; anything further out is a broken structure and not a far one.
@@ -108,23 +103,6 @@ def kpoint_grid(atoms: Atoms, kspacing: float) -> tuple[int, int, int]:
     return first, second, third
 
 
-def starting_moments(atoms: Atoms, magnetism: str | Mapping[str, float]) -> FloatArray | None:
-    """Return the starting moment of each atom in μB, or None for a calculation without spin.
-
-    Initial moments on the structure win over `magnetism`, whatever it is.
-    """
-    own: FloatArray = atoms.get_initial_magnetic_moments()
-    if own.ndim != 1:
-        raise StructureError("the structure has noncollinear initial moments; only collinear spin is supported")
-    if not np.isfinite(own).all():
-        raise StructureError("the structure has NaN or infinite initial magnetic moments")
-    if own.any():
-        return own
-    table = {"none": {}, "auto": STARTING_MOMENTS}[magnetism] if isinstance(magnetism, str) else magnetism
-    moments = np.array([table.get(symbol, 0.0) for symbol in atoms.symbols])
-    return moments if moments.any() else None
-
-
 def charge_cutoff(config: DFTConfig, pseudopotentials: Mapping[str, Pseudopotential]) -> float:
     """Return ecutrho in Ry: the configured one, else 4 x ecutwfc, and 8 x with any ultrasoft or PAW file."""
     return config.ecutrho or config.ecutwfc * (8 if needs_dense_charge_grid(pseudopotentials) else 4)
@@ -155,7 +133,7 @@ def write_pw_input(
     Parameters
     ----------
     atoms
-        The structure; initial magnetic moments (μB) on it win over `config.magnetism`.
+        The structure; initial magnetic moments (μB) on it win over `config.magnetism`, of which the first start counts.
     config
         How the label is computed.
     path

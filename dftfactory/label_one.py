@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import ConfigError, StructureError
-from dftfactory.labels import fingerprint, make_label, read_label, write_label
+from dftfactory.labels import fingerprint, forces_above, make_label, read_label, write_label
 from dftfactory.results import DFTResult
 from dftfactory.runner import QERunner
 
@@ -49,6 +49,9 @@ def label_structure_file(
     if label is not None and label["fingerprint"] == name:
         if label["quality"] != "exact" and not softened:
             raise ConfigError(f"{run_dir} holds a softened label of this structure; ask for it with --softened")
+        # It may be of a configuration with another bound, which is no label parameter.
+        if (reason := forces_above(label, config)) is not None:
+            raise ConfigError(f"{run_dir}: {reason}")
         return DFTResult.from_dict(label["result"]), run_dir
     result = runner.run(atoms, run_dir, structure_file.stem, softened=softened)
     write_label(run_dir, make_label(result, name, config, pseudopotentials))

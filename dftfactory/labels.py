@@ -15,7 +15,7 @@ import numpy as np
 from dftfactory.config import DFTConfig
 from dftfactory.errors import ParserError, StructureError
 from dftfactory.history import write_atomically
-from dftfactory.inputs import starting_moments
+from dftfactory.moments import MOMENT_TOLERANCE, starts_of
 from dftfactory.pseudos import Pseudopotential
 from dftfactory.results import DFTResult
 
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 LABEL_FILE = "label.json"
 # Becomes part of file names, and of the calculation's folder.
 CALCULATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-# Å and μB; two structures that agree to this are the same calculation.
+# Å; two structures that agree to this are the same calculation.
 LENGTH_TOLERANCE = 1e-6
-MOMENT_TOLERANCE = 1e-3
+# What `forces_above` means to a user.
+FORCES_EXPLANATION = "the label is one of another configuration, and its forces are above the bound of this one"
 # Without one of them a label file is damaged; the result has keys of its own.
 _KEYS = ("fingerprint", "calculation_id", "config_hash", "level", "quality", "pseudopotentials")
 
@@ -84,8 +85,8 @@ def fingerprint(atoms: Atoms, config: DFTConfig, md5: Mapping[str, str]) -> str:
     Parameters
     ----------
     atoms
-        Positions and cell count to 1e-6 Å, starting moments (those of `config.magnetism` where the structure has none)
-        to 1e-3 μB, and the order of the atoms counts.
+        Positions and cell count to 1e-6 Å, starting moments (those of `config.magnetism` where the structure has none,
+        of all starts where there are several) to 1e-3 μB, and the order of the atoms counts.
     config
         How the label is computed.
     md5
@@ -101,14 +102,15 @@ def fingerprint(atoms: Atoms, config: DFTConfig, md5: Mapping[str, str]) -> str:
 
 def fingerprint_of(atoms: Atoms, label_parameters: Mapping[str, Any], md5: Mapping[str, str]) -> str:
     """Return the fingerprint from `label_parameters()` of a configuration, as a label keeps them."""
-    moments = starting_moments(atoms, label_parameters["magnetism"])
+    starts = starts_of(atoms, label_parameters["magnetism"])
+    # None is a calculation without spin: not the same as spin that starts near zero.
+    moments = [None if start.moments is None else _rounded(start.moments, MOMENT_TOLERANCE) for start in starts]
     values = {
         "symbols": [str(symbol) for symbol in atoms.symbols],
         "positions": _rounded(atoms.positions, LENGTH_TOLERANCE),
         "cell": _rounded(atoms.cell.array, LENGTH_TOLERANCE),
         "pbc": [bool(periodic) for periodic in atoms.pbc],
-        # None is a calculation without spin: not the same as spin that starts near zero.
-        "moments": None if moments is None else _rounded(moments, MOMENT_TOLERANCE),
+        "moments": moments[0] if len(moments) == 1 else moments,
         "label_parameters": label_parameters,
         "md5": {element: md5[element] for element in sorted(set(atoms.symbols))},
     }

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Nothing more will happen to such a Firework by itself.
 _OVER = ("COMPLETED", "FIZZLED", "DEFUSED", "ARCHIVED")
+# What an error's details say beside its message and its failure.
+_FACTS = ("level", "evidence", "explanation")
 _OURS = {"spec.fingerprint": {"$exists": True}}
 
 
@@ -72,10 +74,13 @@ def run_again(launchpad: LaunchPad, firework: FireworkState, workflow: Workflow)
 
 
 def find_reasons(launchpad: LaunchPad, fireworks: Iterable[FireworkState]) -> dict[int, dict[str, Any]]:
-    """Firework id → why it is over: `reason` in words, `failure`, and `level` where it is known. Two queries."""
+    """Firework id → why it is over: `reason` in words and `failure`; `level`, `evidence` and `explanation` where known.
+
+    Two queries.
+    """
     states = {firework.fw_id: firework.state for firework in fireworks}
     last_launch = _last_launches(launchpad, {"fw_id": {"$in": list(states)}})
-    keys = ("_details.message", "_details.level", "_stacktrace")
+    keys = (*(f"_details.{name}" for name in ("message", *_FACTS)), "_stacktrace")
     exceptions = dict(_exceptions(launchpad, list(last_launch.values()), *keys))
     return {
         fw_id: _reason(fw_id, state, exceptions.get(last_launch.get(fw_id, -1), {})) for fw_id, state in states.items()
@@ -138,4 +143,5 @@ def _reason(fw_id: int, state: str, exception: dict[str, Any]) -> dict[str, Any]
         )
     else:
         said = details.get("message") or trace[-1]
-    return {"reason": str(said), "failure": _failure(exception), "level": details.get("level")}
+    facts = {name: details.get(name) for name in _FACTS}
+    return {"reason": str(said), "failure": _failure(exception), **facts}

@@ -12,10 +12,12 @@ from dftfactory.candidates import Candidate, mark_completed, mark_failed, mark_q
 from dftfactory.config import DFTConfig
 from dftfactory.database import transaction
 from dftfactory.errors import ConfigError, StructureError
+from dftfactory.failures import EXPLANATIONS, Failure
 from dftfactory.history import write_atomically
-from dftfactory.inputs import charge_cutoff, check_structure, starting_moments
-from dftfactory.labels import fingerprint_of, forces_above
+from dftfactory.inputs import charge_cutoff, check_structure
+from dftfactory.labels import FORCES_EXPLANATION, fingerprint_of, forces_above
 from dftfactory.launches import FireworkState, add_workflows, find_fireworks, find_reasons, run_again
+from dftfactory.moments import starts_of
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials
 from dftfactory.results import DFTResult
 from dftfactory.store import COLLECTION, LabelStore, launchpad_errors
@@ -96,7 +98,7 @@ def submit(db: Database, config: DFTConfig, launchpad: LaunchPad, progress: Prog
             firework = fireworks.get(fingerprint)
             if fingerprint in labels:
                 if (reason := forces_above(labels[fingerprint], config)) is not None:
-                    _refuse(db, candidate, reason, "REJECTED", summary)
+                    _refuse(db, candidate, reason, "REJECTED", FORCES_EXPLANATION, summary)
                     continue
                 summary.already_labelled += 1
                 queued.append((candidate.row_id, candidate.calculation_id, fingerprint))
@@ -209,20 +211,24 @@ def _workflows(
         for candidate in page:
             try:
                 check_structure(candidate.atoms, config.min_distance_fraction)
-                starting_moments(candidate.atoms, config.magnetism)
+                starts_of(candidate.atoms, config.magnetism)
             except StructureError as error:
-                _refuse(db, candidate, f"GEOMETRY: {error.message}", "GEOMETRY", summary)
+                _refuse(db, candidate, error.message, Failure.GEOMETRY.value, EXPLANATIONS[Failure.GEOMETRY], summary)
                 continue
             workflow = make_workflow(candidate.atoms, candidate.calculation_id, config, pseudopotentials)
             good.append((candidate, workflow))
         yield len(page), good
 
 
-def _refuse(db: Database, candidate: Candidate, reason: str, failure: str, summary: SubmitSummary) -> None:
+def _refuse(
+    db: Database, candidate: Candidate, evidence: str, failure: str, explanation: str, summary: SubmitSummary
+) -> None:
     """Fail a candidate that gets no Firework, and forget the label that it may have had with another configuration."""
-    mark_failed(db, candidate.row_id, reason, failure=failure, fingerprint="")
+    reason = evidence if failure == "REJECTED" else f"{failure}: {evidence}"
+    facts = {"failure": failure, "evidence": evidence, "explanation": explanation, "fingerprint": ""}
+    mark_failed(db, candidate.row_id, reason, **facts)
     summary.refused += 1
-    summary.problems.append(f"{candidate.calculation_id}: {reason.removeprefix('GEOMETRY: ')}")
+    summary.problems.append(f"{candidate.calculation_id}: {evidence}")
 
 
 def _decide_for_data_set(db: Database, config: DFTConfig) -> tuple[DFTConfig, dict[str, Pseudopotential]]:

@@ -49,7 +49,12 @@ SWITCHES: dict[tuple[str, ...], dict[str, set[bool | str]]] = {
     ("ts_vdw_",): {"vdw_corr": {"ts", "ts-vdw", "tkatchenko-scheffler"}, "ts_vdw": {True}},
     ("xdm_",): {"vdw_corr": {"xdm"}, "xdm": {True}},
     ("esm_",): {"assume_isolated": {"esm"}},
-    ("edir", "emaxpos", "eopreg", "eamp"): {"tefield": {True}},
+}
+
+# With these pw.x 6.7 computes no stress, without which there is no label: isolated systems, electric fields, gates.
+NO_STRESS: dict[str, set[str] | None] = {
+    "assume_isolated": {"makov-payne", "m-p", "mp", "martyna-tuckerman", "m-t", "mt"},
+    **dict.fromkeys(("tefield", "dipfield", "edir", "emaxpos", "eopreg", "eamp", "gate", "zgate")),
 }
 
 _NAME = re.compile(r"([a-z_][a-z0-9_]*)(\([0-9]+(?:,[0-9]+)*\))?")
@@ -89,6 +94,7 @@ def checked_entries(value: Any) -> dict[str, dict[str, Any]]:
     if "lda_plus_u" not in system and any(name.startswith("hubbard_") for name in system):
         system["lda_plus_u"] = True
     problems += _switched_off(entries)
+    problems += _without_stress(entries)
     if problems:
         raise problems_error(problems)
     return {namelist: keys for namelist, keys in entries.items() if keys}
@@ -141,6 +147,14 @@ def _switched_off(entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]
                     switch, values = next(iter(switches.items()))
                     value = str(sorted(values, key=str)[0]).replace("True", "true")
                     yield f"{namelist}.{name}", entry, f"does nothing without `{switch}: {value}`"
+
+
+def _without_stress(entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    for namelist, keys in entries.items():
+        for name, entry in keys.items():
+            values = NO_STRESS.get(name, set())
+            if values is None or (isinstance(entry, str) and entry.lower() in values):
+                yield f"{namelist}.{name}", entry, "cannot be used, since pw.x computes no stress with it"
 
 
 def _scalar_problems(entry: Any) -> Iterator[Problem]:

@@ -57,7 +57,14 @@ class DFTResult:
     level
         Level of the recovery ladder at which the label was reached; 0 is the user's own configuration.
     history
-        One dict per attempt, oldest first: parameters, outcome, evidence, iterations, wall time.
+        One dict per attempt, oldest first: parameters, outcome, evidence, iterations, wall time. After several starts
+        the attempts of all of them, each with its `start`.
+    states
+        One dict per start where there were several (`DFTConfig.magnetism`), in the order of the list: start, folder,
+        outcome, energy (eV; None where it failed), total and absolute magnetization (μB), level, iterations, and the
+        evidence of a failure. The label is the lowest of them.
+    state_warning
+        Why there may be a lower electronic state, in one line; None where nothing tells.
     """
 
     energy: float
@@ -87,6 +94,8 @@ class DFTResult:
     level: int = 0
     calculation_id: str = ""
     history: tuple[dict[str, Any], ...] = field(default=())
+    states: tuple[dict[str, Any], ...] = field(default=())
+    state_warning: str | None = None
 
     @property
     def free_energy(self) -> float:
@@ -136,12 +145,12 @@ class DFTResult:
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         for name in ("forces", "stress", "positions", "cell"):
             known[name] = np.array(known[name], dtype=float)
-        for name in {"symbols", "scf_accuracy", "pbc", "history"} & set(known):
+        for name in {"symbols", "scf_accuracy", "pbc", "history", "states"} & set(known):
             known[name] = tuple(known[name])
         return cls(**known)
 
     def with_record(self, **changes: Any) -> DFTResult:
-        """Return a copy with `level`, `history`, `calculation_id`, `pbc` or `quality` filled in."""
+        """Return a copy with `level`, `history`, `states`, `calculation_id`, `pbc` or `quality` filled in."""
         return replace(self, **changes)
 
 

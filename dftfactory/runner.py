@@ -3,44 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import signal
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from custodian import Custodian
 from custodian.custodian import CustodianError, ReturnCodeError, ValidationError
 
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError, DFTFactoryError, ParserError, StructureError
-from dftfactory.failures import EXPLANATIONS, Failure
+from dftfactory.giving_up import calculation_error, softened_error
 from dftfactory.handlers import all_handlers, attempt_facts
 from dftfactory.history import (
     close_attempt,
     foreign_file,
     has_history,
+    open_attempt,
     read_history,
     start_history,
     write_atomically,
+    write_history,
 )
-from dftfactory.inputs import NAMELIST_OF, prescribed_parameters, write_pw_input
-from dftfactory.jobs import LabelValidator, QEJob, clean_up
+from dftfactory.inputs import NAMELIST_OF, change_pw_input, prescribed_parameters, read_pw_input, write_pw_input
+from dftfactory.interrupts import stopped_by_signals
+from dftfactory.jobs import LabelValidator, QEJob, clean_up, keep_state, may_resume, next_parameters
+from dftfactory.limits import memory_limit
+from dftfactory.moments import Start, starts_of
 from dftfactory.parsers import read_pw_output
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials, verify_md5
 from dftfactory.results import DFTResult
+from dftfactory.states import StartsRecord, state_warning
+from dftfactory.structures import to_ase_atoms
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Molecule, Structure
 
 # custodian never runs the last correction that it allows. `recovery` ends every climb by itself (the longest one that
-# its table allows has about 30 attempts), so this is only a stop for the case that the table is wrong.
-MAX_CORRECTIONS = 100
+# its table allows has about 100 attempts, with as many ranks and pools to shed as a node has), so this is only a stop
+# for the case that the table is wrong.
+MAX_CORRECTIONS = 200
 
 
 class QERunner:
@@ -81,7 +86,8 @@ class QERunner:
         structure
             ASE Atoms or a pymatgen Structure.
         run_dir
-            Folder for the run; made where it does not exist, and without an earlier calculation in it.
+            Folder for the run; made where it does not exist, and without an earlier calculation in it. Where
+            `magnetism` asks for several starts, each is a calculation of its own in `start_0`, `start_1`, ... below it.
         calculation_id
             Name of the calculation, kept in the record.
         softened
@@ -91,31 +97,76 @@ class QERunner:
         Returns
         -------
         DFTResult
-            The label, with level and history.
+            The label, with level and history; of several starts the one of the lowest energy.
 
         Raises
         ------
         StructureError, PseudopotentialError, ConfigError
             Something cannot be right; nothing was run.
         CalculationError
-            Recovery gave up; its details have `failure`, `level`, `evidence` and `history`.
+            Recovery gave up; its details have `failure`, `level`, `evidence`, `explanation` and `history`, of several
+            starts also `states`, and after all remedies against lack of memory `request`, what another job should have.
         """
         atoms = to_ase_atoms(structure)
         run_dir = Path(run_dir).resolve()
         pseudopotentials = self.pseudopotentials(atoms)
-        pw_input = self._pw_input(atoms, pseudopotentials)
+        starts = starts_of(atoms, self.config.magnetism)
+        inputs = [self._pw_input(start.applied_to(atoms), pseudopotentials) for start in starts]
+        histories = [self._first_history(start, atoms, pseudopotentials) for start in starts]
         _refuse_used_folder(run_dir)
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically(run_dir / "pw.in", pw_input)
-            self._start_history(run_dir, calculation_id, len(atoms), pseudopotentials)
-        except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"the run folder {run_dir} cannot be made or written: {reason}") from error
-        result = self._supervise(run_dir, calculation_id)
-        result = result.with_record(calculation_id=calculation_id, pbc=tuple(bool(periodic) for periodic in atoms.pbc))
+        if len(starts) == 1:
+            result = self._run_start(run_dir, calculation_id, inputs[0], histories[0])
+        else:
+            result = self._run_starts(run_dir, calculation_id, starts, inputs, histories)
         if result.quality == "softened" and not softened:
-            raise _softened_error(run_dir, result)
+            raise softened_error(run_dir, result)
+        return result
+
+    def resume(self, run_dir: str | Path, *, softened: bool = False) -> DFTResult:
+        """Go on with a calculation whose time was over, from the state that it has saved.
+
+        Parameters
+        ----------
+        run_dir
+            Folder of a `run` that ended with a CalculationError whose `failure` is WALLTIME; of several starts the
+            folder of the one that ended so.
+        softened
+            As for `run`.
+
+        Returns
+        -------
+        DFTResult
+            As `run` returns it; the history has the attempts before and after the break.
+
+        Raises
+        ------
+        ConfigError
+            There is nothing to go on with, or this runner computes other labels than the one that has begun there.
+        PseudopotentialError, CalculationError
+            As for `run`.
+        """
+        run_dir = Path(run_dir).resolve()
+        if not may_resume(run_dir):
+            raise ConfigError(
+                f"{run_dir} has nothing to go on with: no calculation ended there because its time was over, "
+                "or what it had saved is gone; compute it anew in another folder"
+            )
+        history = read_history(run_dir)
+        pw_input = read_pw_input(run_dir / "pw.in")
+        own, begun = self.config.label_parameters(), history["prescribed"].get("label_parameters", {})
+        if other := sorted(name for name in own if own[name] != begun.get(name)):
+            raise ConfigError(f"{run_dir} was begun with another configuration: it differs in {', '.join(other)}")
+        pseudopotentials = self.pseudopotentials(pw_input.to_ase_atoms())
+        verify_md5(pseudopotentials, history["prescribed"]["md5"])
+        parameters = next_parameters(history["attempts"][-1])
+        folder = next(iter(pseudopotentials.values())).path.parent.resolve()
+        with _named_folder(run_dir):
+            open_attempt(run_dir, parameters)
+            restart = {"restart_mode": parameters.get("restart_mode"), "pseudo_dir": str(folder)}
+            change_pw_input(run_dir / "pw.in", restart)
+        result = _with_record(run_dir, self._supervise(run_dir, history["calculation_id"]))
+        if result.quality == "softened" and not softened:
+            raise softened_error(run_dir, result)
         return result
 
     def pseudopotentials(self, atoms: Atoms) -> dict[str, Pseudopotential]:
@@ -132,12 +183,46 @@ class QERunner:
 
     def _pw_input(self, atoms: Atoms, pseudopotentials: dict[str, Pseudopotential]) -> str:
         """Return the text of pw.in; whatever is refused is refused here, before there is a run folder."""
+        # The atoms have their moments, or there are none.
+        config = self.config.model_copy(update={"magnetism": "none"})
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pw.in"
-            write_pw_input(
-                atoms, self.config, path, pseudopotentials=pseudopotentials, max_seconds=self.worker.max_seconds
-            )
+            write_pw_input(atoms, config, path, pseudopotentials=pseudopotentials, max_seconds=self.worker.max_seconds)
             return path.read_text(encoding="utf-8")
+
+    def _run_start(self, run_dir: Path, calculation_id: str, pw_input: str, history: dict[str, Any]) -> DFTResult:
+        """Run one start of the SCF in its folder."""
+        with _named_folder(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_atomically(run_dir / "pw.in", pw_input)
+            start_history(run_dir, calculation_id, **history)
+        return _with_record(run_dir, self._supervise(run_dir, calculation_id))
+
+    def _run_starts(
+        self,
+        run_dir: Path,
+        calculation_id: str,
+        starts: Sequence[Start],
+        inputs: Sequence[str],
+        histories: Sequence[dict[str, Any]],
+    ) -> DFTResult:
+        """Run each start from scratch in a folder of its own, and keep the state of the lowest energy."""
+        record = StartsRecord()
+        with _named_folder(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            start_history(run_dir, calculation_id, **histories[0])
+        for start, pw_input, history in zip(starts, inputs, histories, strict=True):
+            folder = record.begin(start, history["parameters"])
+            _write_starts(run_dir, record)
+            try:
+                record.end_well(self._run_start(run_dir / folder, calculation_id, pw_input, history))
+            except CalculationError as error:
+                record.fail(error)
+                if not record.may_go_on:
+                    raise record.error(run_dir) from error
+            finally:
+                _write_starts(run_dir, record)
+        return record.label(run_dir)
 
     def _supervise(self, run_dir: Path, calculation_id: str) -> DFTResult:
         """Run pw.x under custodian until there is a label or no rung is left, and clean up."""
@@ -155,15 +240,19 @@ class QERunner:
                 with contextlib.suppress(OSError):
                     close_attempt(run_dir, **history[-1])
             except (CustodianError, DFTFactoryError, OSError) as error:
-                raise _calculation_error(run_dir, calculation_id, error) from error
+                memory = memory_limit(self.worker.memory_mb)
+                refused = isinstance(error, ValidationError | ReturnCodeError)
+                raise calculation_error(run_dir, calculation_id, error, refused=refused, memory=memory) from error
             finally:
                 job.terminate(str(run_dir))
-                clean_up(run_dir)
+                # What another job can go on from outlives this one.
+                (keep_state if may_resume(run_dir) else clean_up)(run_dir)
         return result.with_record(level=history[-1]["parameters"]["level"], history=tuple(history))
 
-    def _start_history(
-        self, run_dir: Path, calculation_id: str, n_atoms: int, pseudopotentials: dict[str, Pseudopotential]
-    ) -> None:
+    def _first_history(
+        self, start: Start, atoms: Atoms, pseudopotentials: dict[str, Pseudopotential]
+    ) -> dict[str, Any]:
+        """Return what `start_history` writes: the first parameters, and what must be true of a label."""
         parameters = {
             # The user's own entries are what a level without a value of its own goes back to.
             **{
@@ -172,51 +261,25 @@ class QERunner:
                 for keyword, value in entries.items()
                 if keyword.lower() in NAMELIST_OF
             },
-            **prescribed_parameters(self.config, n_atoms),
+            **prescribed_parameters(self.config, len(atoms)),
+            "nspin": 1 if start.moments is None else 2,
         }
-        start_history(
-            run_dir,
-            calculation_id,
-            parameters={**parameters, "parallel_cores": self.worker.parallel_cores, "npool": self.worker.npool},
-            prescribed={
+        return {
+            "parameters": {**parameters, "parallel_cores": self.worker.parallel_cores, "npool": self.worker.npool},
+            "prescribed": {
                 "md5": {element: pseudo.md5 for element, pseudo in pseudopotentials.items()},
                 "degauss": parameters["degauss"],
                 "conv_thr": parameters["conv_thr"],
+                "smearing": self.config.smearing,
+                "label_parameters": self.config.label_parameters(),
                 "max_force": self.config.max_force,
                 "min_distance_fraction": self.config.min_distance_fraction,
+                "early_stop": self.config.early_stop,
+                "starting_moments": None if start.moments is None else start.moments.tolist(),
+                "pbc": [bool(periodic) for periodic in atoms.pbc],
             },
-            ladder=self.config.to_dict().get("ladder"),
-        )
-
-
-def to_ase_atoms(structure: Atoms | Structure | Molecule) -> Atoms:
-    """Turn a pymatgen structure into Atoms, with its `magmom` site property as initial moments.
-
-    Without that property the spins of the species, as `Structure.add_spin_by_element` sets them, are the moments (μB).
-    Atoms stay as they are.
-    """
-    from ase import Atoms
-
-    if isinstance(structure, Atoms):
-        return structure
-    from pymatgen.core import Structure
-    from pymatgen.io.ase import AseAtomsAdaptor
-
-    if not isinstance(structure, Structure):
-        raise StructureError(
-            f"expected ASE Atoms or a pymatgen Structure, got {type(structure).__name__}; "
-            "a molecule needs a box: Molecule.get_boxed_structure"
-        )
-    try:
-        atoms = AseAtomsAdaptor.get_atoms(structure)
-    except ValueError as error:
-        raise StructureError(f"the pymatgen structure cannot be computed: {error}") from error
-    moments = atoms.get_initial_magnetic_moments() if atoms.has("initial_magmoms") else None
-    # The adaptor takes the site property only.
-    spins = [getattr(site.specie, "spin", None) for site in structure]
-    if moments is None and any(spin is not None for spin in spins):
-        moments = [spin or 0.0 for spin in spins]
-    return Atoms(atoms.symbols, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc, magmoms=moments)
+            "ladder": self.config.to_dict().get("ladder"),
+        }
 
 
 def _refuse_used_folder(run_dir: Path) -> None:
@@ -228,7 +291,10 @@ def _refuse_used_folder(run_dir: Path) -> None:
             last = {"outcome": "with a damaged history.json"}
         end = f"ended: {last['outcome']}" if "outcome" in last else "has not ended, or was killed"
         why = f", {last['evidence']}" if last.get("evidence") else ""
-        raise ConfigError(f"{run_dir} already holds a calculation; choose another folder or remove it (it {end}{why})")
+        choice = "go on with it by QERunner.resume, choose" if may_resume(run_dir) else "choose"
+        raise ConfigError(
+            f"{run_dir} already holds a calculation; {choice} another folder or remove it (it {end}{why})"
+        )
     if (foreign := foreign_file(run_dir)) is not None:
         raise ConfigError(
             f"{foreign} is there already, from a calculation that is not one of dftfactory's; "
@@ -236,86 +302,31 @@ def _refuse_used_folder(run_dir: Path) -> None:
         )
 
 
-def _calculation_error(run_dir: Path, calculation_id: str, cause: Exception) -> CalculationError:
-    """Say why recovery gave up: as the handlers have recorded it, or else from what broke the calculation off."""
-    try:
-        attempts = read_history(run_dir)["attempts"]
-    except ParserError:
-        attempts = []
-    end = attempts[-1] if attempts else {}
-    if "outcome" not in end or isinstance(cause, OSError):
-        end = _unclaimed_end(run_dir, cause)
-        # What cannot be written to a full disk still stands in the error.
-        with contextlib.suppress(OSError, ParserError):
-            close_attempt(run_dir, **end, **attempt_facts(run_dir))
-            attempts = read_history(run_dir)["attempts"]
-    level = attempts[-1]["parameters"]["level"] if attempts else None
-    runs = "1 run" if len(attempts) == 1 else f"{len(attempts)} runs"
-    where = f" at level {level} after {runs}" if attempts else ""
-    return CalculationError(
-        f"{calculation_id}: {end['outcome']}{where}: {end['evidence']}; {end['explanation']}",
-        calculation_id=calculation_id,
-        failure=None if end["outcome"] == "REJECTED" else end["outcome"],
-        level=level,
-        evidence=end["evidence"],
-        explanation=end["explanation"],
-        history=attempts,
-        run_dir=str(run_dir),
-    )
-
-
-def _unclaimed_end(run_dir: Path, cause: Exception) -> dict[str, Any]:
-    """Return how an attempt ended that no handler has claimed."""
-    if isinstance(cause, OSError):
-        failure = Failure.DISK_FULL if cause.errno in (errno.ENOSPC, errno.EDQUOT) else Failure.ENVIRONMENT
-        return {"outcome": failure.value, "evidence": str(cause), "explanation": EXPLANATIONS[failure]}
-    evidence, explanation = str(cause), "the calculation was broken off"
-    if isinstance(cause, ValidationError | ReturnCodeError):
-        explanation = "pw.x ended well, and its result is refused"
-        try:  # custodian only says that there was something
-            read_pw_output(run_dir)
-        except ParserError as error:
-            evidence = error.message
-    return {"outcome": "REJECTED", "evidence": evidence, "explanation": explanation}
-
-
-def _softened_error(run_dir: Path, result: DFTResult) -> CalculationError:
-    return CalculationError(
-        f"{result.calculation_id}: SCF_NOT_CONVERGED at the prescribed degauss; it converged at {result.degauss:g} Ry, "
-        "which is kept as a softened label and left out unless asked for",
-        calculation_id=result.calculation_id,
-        failure="SCF_NOT_CONVERGED",
-        level=result.level,
-        evidence=f"converged at degauss = {result.degauss:g} Ry only",
-        history=list(result.history),
-        run_dir=str(run_dir),
-        softened=result.to_dict(),
-    )
-
-
 @contextlib.contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Turn SIGTERM (scancel, a shutdown) and SIGHUP into SystemExit, so that pw.x is stopped before Python ends.
-
-    A signal that the application has a handler of its own for, or ignores as `nohup` does, is left to it.
-    """
-    # Only the main thread may set handlers.
-    numbers = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # Both come when a terminal closes; the second one must not break off what the first has begun to stop.
-        for ours_too in ours:
-            signal.signal(ours_too, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, stop)
+def _named_folder(run_dir: Path) -> Iterator[None]:
+    """Say which folder it is that cannot be made or written."""
     try:
         yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"the run folder {run_dir} cannot be made or written: {reason}") from error
+
+
+def _with_record(run_dir: Path, result: DFTResult) -> DFTResult:
+    """Fill in what history.json knows of the calculation, and what the end of the SCF says of its start."""
+    history = read_history(run_dir)
+    moments = history["prescribed"].get("starting_moments")
+    return result.with_record(
+        calculation_id=history["calculation_id"],
+        pbc=tuple(history["prescribed"].get("pbc", result.pbc)),
+        state_warning=state_warning(result, None if moments is None else np.array(moments)),
+    )
+
+
+def _write_starts(run_dir: Path, record: StartsRecord) -> None:
+    """Keep the attempts of all starts in the history of the run folder; a full disk takes the record, not the label."""
+    with contextlib.suppress(OSError, ParserError):
+        write_history(run_dir, {**read_history(run_dir), "attempts": record.attempts, "states": record.states})
 
 
 @contextlib.contextmanager

@@ -278,15 +278,25 @@ def test_label_of_other_atoms_is_refused(db: Database) -> None:
 
 
 def test_completed_row_forgets_an_earlier_failure(db: Database, si: Atoms) -> None:
-    mark_failed(db, 1, "out of memory", failure="memory")
+    mark_failed(db, 1, "out of memory", failure="memory", evidence="Error allocating", explanation="memory ran out")
     mark_completed(db, 1, label_of(si))
-    assert not {"reason", "failure"} & set(db.get(1).key_value_pairs)
+    assert not {"reason", "failure", "evidence", "explanation"} & set(db.get(1).key_value_pairs)
+
+
+def test_warning_of_the_label_is_a_key_until_there_is_another_label(db: Database, si: Atoms) -> None:
+    mark_completed(db, 1, label_of(si, level=1, state_warning="there may be a lower electronic state"))
+    assert db.get(1).state_warning == "there may be a lower electronic state"
+    assert [row.id for row in db.select("state_warning")] == [1]
+    mark_completed(db, 1, label_of(si))
+    assert "state_warning" not in db.get(1)
 
 
 def test_failed_row_has_the_reason(db: Database) -> None:
-    mark_failed(db, 3, "SCF stood still", failure="scf_stagnated", level=4)
+    facts = {"failure": "scf_stagnated", "level": 4, "evidence": "NOT achieved\n after 80", "explanation": "look at it"}
+    mark_failed(db, 3, "SCF stood still", **facts)
     row = db.get(3)
     assert (row.status, row.reason, row.failure, row.level) == ("FAILED", "SCF stood still", "scf_stagnated", 4)
+    assert (row.evidence, row.explanation) == ("NOT achieved after 80", "look at it")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ EVERY_FIELD: dict[str, Any] = {
     "mixing_beta": 0.4,
     "mixing_mode": "plain",
     "diagonalization": "cg",
-    "magnetism": {"Fe": 2.5, "O": -0.5},
+    "magnetism": ["auto", {"Fe": 2.5, "O": -0.5}, "antiferromagnetic"],
     "pw": {"system": {"vdw_corr": "dft-d3", "hubbard_u": {"Fe": 4.6}, "lda_plus_u": True, "tot_charge": 1}},
     "ladder": [
         {"name": "soft", "mixing_beta": 0.1, "mixing_ndim": 12, "electron_maxstep": 200},
@@ -37,6 +37,7 @@ EVERY_FIELD: dict[str, Any] = {
     ],
     "min_distance_fraction": 0.6,
     "max_force": 100.0,
+    "early_stop": False,
 }
 EVERY_WORKER_FIELD: dict[str, Any] = {
     "pw_command": ["/opt/my qe/pw.x", "-ni", "1"],
@@ -46,8 +47,15 @@ EVERY_WORKER_FIELD: dict[str, Any] = {
     "scratch_dir": "/scratch",
     "pseudopotential_dir": "/pseudopotentials",
     "max_seconds": 3600.0,
+    "hang_seconds": 300.0,
+    "memory_mb": 64000.0,
     "environment": {"OMP_NUM_THREADS": "2"},
 }
+
+
+START_EXPECTED = (
+    "must be auto, antiferromagnetic, none, moments in μB per atom by element, such as {Fe: 2.5}, or a list of these"
+)
 
 
 def refusal(**values: Any) -> str:
@@ -150,9 +158,10 @@ def test_message_names_key_value_and_expectation(values: dict[str, Any], message
 @pytest.mark.parametrize(
     ("magnetism", "message"),
     [
-        ("atuo", "magnetism = 'atuo': must be auto, none, or moments in μB per atom by element, such as {Fe: 2.5}"),
-        (None, "magnetism = None: must be auto, none, or moments in μB per atom by element, such as {Fe: 2.5}"),
-        (True, "magnetism = True: must be auto, none, or moments in μB per atom by element, such as {Fe: 2.5}"),
+        *((bad, f"magnetism = {bad!r}: {START_EXPECTED}") for bad in ("atuo", None, True, 3, [])),
+        (["auto", "atuo"], f"magnetism.1 = 'atuo': {START_EXPECTED}"),
+        ([["auto"]], f"magnetism.0 = ['auto']: {START_EXPECTED}"),
+        (["none", {"Fe": 11}], "magnetism.1.Fe = 11: must be a number between -10 and 10 (μB per atom)"),
         ({"Fe": "high"}, "magnetism.Fe = 'high': must be a number between -10 and 10 (μB per atom)"),
         ({"Fe": True}, "magnetism.Fe = True: must be a number between -10 and 10 (μB per atom)"),
         ({"Fe": float("nan")}, "magnetism.Fe = nan: must be a number between -10 and 10 (μB per atom)"),
@@ -162,8 +171,14 @@ def test_message_names_key_value_and_expectation(values: dict[str, Any], message
     ],
 )
 def test_magnetism_is_refused_in_one_sentence(magnetism: Any, message: str) -> None:
-    """Three ways to write it, and pydantic would report a failure of each."""
+    """Four ways to write it, and pydantic would report a failure of each."""
     assert refusal(magnetism=magnetism) == message
+
+
+def test_one_start_in_a_list_is_that_start() -> None:
+    """Else the same label would have two names."""
+    assert DFTConfig(ecutwfc=60, magnetism=["auto"]) == DFTConfig(ecutwfc=60)
+    assert DFTConfig(ecutwfc=60, magnetism=[{"Fe": 2}]).magnetism == {"Fe": 2.0}
 
 
 def test_all_problems_are_in_one_error() -> None:
@@ -311,7 +326,6 @@ def test_value_for_one_kind_of_atom_is_given_by_element(entry: dict[str, Any], m
         ({"London_rvdw": {"Fe": 4}, "vdw_corr": "dft-d3"}, "does nothing without `vdw_corr: dft-d`"),
         ({"dftd3_version": 4}, "pw.system.dftd3_version = 4: does nothing without `vdw_corr: dft-d3`"),
         ({"esm_bc": "bc1"}, "does nothing without `assume_isolated: esm`"),
-        ({"edir": 3}, "does nothing without `tefield: true`"),
     ],
 )
 def test_parameter_without_its_switch_is_refused(entry: dict[str, Any], message: str) -> None:
@@ -322,9 +336,23 @@ def test_parameter_without_its_switch_is_refused(entry: dict[str, Any], message:
 @pytest.mark.parametrize(
     "pw",
     [
+        {"control": {"tefield": True}},
+        {"system": {"edir": 3}},
+        {"system": {"assume_isolated": "MT"}},
+        {"system": {"gate": True}},
+    ],
+)
+def test_what_leaves_pw_x_without_a_stress_is_refused(pw: dict[str, Any]) -> None:
+    """It would say so in the output of every run, one after the other ("not meaningful in isolated systems")."""
+    assert "pw.x computes no stress with it" in refusal(pw=pw)
+
+
+@pytest.mark.parametrize(
+    "pw",
+    [
         {"system": {"dftd3_version": 4, "vdw_corr": "DFT-D3"}},
         {"system": {"london_s6": 0.75, "london": True}},
-        {"system": {"edir": 3}, "control": {"tefield": True}},
+        {"system": {"esm_bc": "pbc", "assume_isolated": "esm"}},
         {"system": {"lda_plus_u_kind": 1, "hubbard_u": {"Fe": 4.6}}},
     ],
 )
@@ -383,6 +411,7 @@ def test_label_parameters_hold_nothing_numerical() -> None:
         diagonalization="ppcg",
         min_distance_fraction=0.1,
         max_force=1,
+        early_stop=False,
         ladder=[],
         pw={"electrons": dict.fromkeys(NUMERICAL, 1), "control": {"title": "x"}},
     )
@@ -400,10 +429,12 @@ def test_label_parameters_hold_nothing_numerical() -> None:
         {"conv_thr_per_atom": 1e-10},
         {"magnetism": "none"},
         {"magnetism": {"Fe": 1.0}},
+        {"magnetism": "antiferromagnetic"},
+        {"magnetism": ["auto", "none"]},
         {"pw": {"system": {"vdw_corr": "dft-d3"}}},
         {"pw": {"system": {"hubbard_u": {"Fe": 4.6}}}},
         {"pw": {"system": {"nbnd": 20}}},
-        {"pw": {"control": {"tefield": True}}},
+        {"pw": {"control": {"lorbm": True}}},
     ],
 )
 def test_label_parameters_hold_everything_that_moves_the_number(change: dict[str, Any]) -> None:
@@ -415,12 +446,12 @@ def test_case_order_and_form_of_numbers_do_not_make_another_label() -> None:
     first = DFTConfig(
         ecutwfc=60,
         magnetism={"Fe": 1, "O": 2},
-        pw={"system": {"tot_charge": 1, "Hubbard_U": {"Fe": 4, "Ni": 5.5}}, "control": {"tefield": True}},
+        pw={"system": {"tot_charge": 1, "Hubbard_U": {"Fe": 4, "Ni": 5.5}}, "control": {"lorbm": True}},
     )
     second = DFTConfig(
         ecutwfc=60.0,
         magnetism={"O": 2.0, "Fe": 1.0},
-        pw={"CONTROL": {"TEFIELD": True}, "SYSTEM": {"hubbard_u": {"Ni": 5.5, "Fe": 4.0}, "tot_charge ": 1.0}},
+        pw={"CONTROL": {"LORBM": True}, "SYSTEM": {"hubbard_u": {"Ni": 5.5, "Fe": 4.0}, "tot_charge ": 1.0}},
     )
     written = [json.dumps(config.label_parameters(), sort_keys=True) for config in (first, second)]
     assert written[0] == written[1]
@@ -560,7 +591,7 @@ def set_mpirun(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
         ({"environment": {"A=B": "1"}}, "environment.A=B = '1': must be a name without `=`"),
         ({"environment": {"": "1"}}, "must be a name without `=`"),
         ({"parallel_core": 4}, "parallel_core = 4: is unknown; did you mean parallel_cores?"),
-        ({"ecutwfc": 4}, "ecutwfc = 4: is unknown; known are environment, max_seconds, "),
+        ({"ecutwfc": 4}, "ecutwfc = 4: is unknown; known are environment, hang_seconds, "),
     ],
 )
 def test_worker_message_names_key_value_and_expectation(values: dict[str, Any], message: str) -> None:

@@ -11,6 +11,7 @@ from queue_helpers import label_for
 from rich.console import Console
 
 from dftfactory.display import candidate_table, print_result, print_status
+from dftfactory.failures import EXPLANATIONS, Failure
 from dftfactory.results import DFTResult
 from dftfactory.store import LabelStore
 
@@ -85,6 +86,21 @@ def test_softened_result_says_so(result: DFTResult, capsys: pytest.CaptureFixtur
     assert "softened: at degauss = 0.03 Ry, not the prescribed one" in capsys.readouterr().out
 
 
+def test_states_and_their_warning_are_printed(result: DFTResult, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = {"energy": None, "total_magnetization": None, "level": 3}
+    states = (
+        {"start": "auto", "outcome": "CONVERGED", "energy": -215.0, "total_magnetization": 2.0, "level": 1},
+        {"start": "Fe 0.5", "outcome": "SCF_NOT_CONVERGED", "evidence": "NOT achieved [80]", **nothing},
+    )
+    print_result(result.with_record(states=states, state_warning="there may be a lower state [x]"), Path("x"))
+    printed = capsys.readouterr().out.splitlines()
+    assert "from auto: -215.000000 eV, 2.000 μB, level 1" in printed
+    assert "from Fe 0.5: SCF_NOT_CONVERGED (NOT achieved [80])" in printed
+    assert "there may be a lower state [x]" in printed
+    # Each start has a folder and a pw.out of its own.
+    assert any(line.rstrip().endswith("x (label.json, history.json, start_0, start_1, ...)") for line in printed)
+
+
 def test_long_paths_are_not_folded_in_a_pipe(result: DFTResult, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("/a/rather/deep/folder") / ("of_a_user_" * 8)
     print_result(result, folder)
@@ -103,6 +119,10 @@ def test_status_counts_candidates_fireworks_labels(launchpad: Any, capsys: pytes
         label = {"fingerprint": f"dft{n}", "level": level, "quality": "exact"}
         LabelStore(launchpad).put(label)
     launchpad.fireworks.insert_one({"fw_id": 1, "state": "FIZZLED", "spec": {"fingerprint": "dft9"}, "launches": []})
+    other = {"fw_id": 2, "state": "FIZZLED", "spec": {"fingerprint": "dft8"}, "launches": [7]}
+    launchpad.fireworks.insert_one(other)
+    exception = {"_details": {"error": "CalculationError", "failure": "OUT_OF_MEMORY"}}
+    launchpad.launches.insert_one({"launch_id": 7, "action": {"stored_data": {"_exception": exception}}})
     print_status(launchpad, {"SELECTED": 12, "COMPLETED": 3})
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
@@ -110,10 +130,11 @@ def test_status_counts_candidates_fireworks_labels(launchpad: Any, capsys: pytes
         "SELECTED 12",
         "COMPLETED 3",
         "Fireworks",
-        "FIZZLED 1",
+        "FIZZLED 2",
         "Labels",
         "level 0, exact 2",
         "level 3, exact 1",
         "Why Fireworks are FIZZLED",
+        f"OUT_OF_MEMORY 1 {EXPLANATIONS[Failure.OUT_OF_MEMORY]}",
         "UNKNOWN 1",
     ]

@@ -82,6 +82,13 @@ def test_label_becomes_a_structure_with_reference_values() -> None:
     assert atoms.calc is None
 
 
+def test_warning_of_a_label_is_in_the_training_set(tmp_path: Path) -> None:
+    warning = "there may be a lower electronic state: reached at level 1 (energy -215.1235 eV)"
+    [atoms] = read_back(tmp_path, label(level=1, result={"state_warning": warning}))
+    assert atoms.info["state_warning"] == warning
+    assert "state_warning" not in label_to_atoms(label(level=1)).info
+
+
 def test_only_a_softened_label_says_its_degauss() -> None:
     assert "degauss" not in label_to_atoms(label()).info
     assert label_to_atoms(label(quality="softened", result={"degauss": 0.03})).info["degauss"] == 0.03

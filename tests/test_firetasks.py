@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ase.db
+import ase.io
 import bson
 import pytest
 from ase import Atoms
@@ -32,6 +33,7 @@ from queue_helpers import (
 from dftfactory import firetasks
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import ConfigError, PseudopotentialError, StructureError
+from dftfactory.export import export_labels
 from dftfactory.firetasks import RunDFT, _claim_folder, _Spec
 from dftfactory.labels import structure_to_dict
 from dftfactory.pipeline import submit, sync, write_workflows
@@ -162,9 +164,9 @@ def queued(launchpad: Any, fake_config: DFTConfig, si_atoms: Atoms, tmp_path: Pa
 
 @pytest.mark.mongodb
 def test_label_is_on_disk_in_the_store_and_in_the_launch(
-    launchpad: Any, queued: Any, fake_pw: FakePw, tmp_path: Path
+    launchpad: Any, queued: Any, fake_pw: FakePw, scf_diverged: Path, tmp_path: Path
 ) -> None:
-    worker = fake_pw("scf_still", "converged")
+    worker = fake_pw(scf_diverged, "converged")
     printed = rlaunch(launchpad, tmp_path / "run", worker)
     assert states(launchpad) == {1: "COMPLETED"}, printed
     on_disk = json.loads((tmp_path / "run" / "label.json").read_text())
@@ -187,19 +189,26 @@ def test_failure_is_readable_in_the_launch_record(launchpad: Any, queued: Any, f
     assert json.loads(json.dumps(details)) == details
     assert bson.decode(bson.encode(details)) == details
     assert (details["error"], details["failure"], details["level"]) == ("CalculationError", "OUT_OF_MEMORY", 0)
-    assert all("outcome" in attempt for attempt in details["history"])
+    assert all("outcome" in attempt and attempt["evidence"] in details["message"] for attempt in details["history"])
+    assert "Error allocating" in details["evidence"]
+    assert "memory ran out" in details["explanation"]
+    # Twice what this node has is more than the estimate of 2.76 MB.
+    assert details["request"]["memory_mb"] > 100
+    assert details["history"][-1]["request"] == details["request"]
     assert details["message"] in exception["_stacktrace"]
     assert not (tmp_path / "run" / "label.json").exists()
     sync(queued, launchpad)
-    assert (rows(queued)["a"].status, rows(queued)["a"].failure) == ("FAILED", "OUT_OF_MEMORY")
+    row = rows(queued)["a"]
+    assert (row.status, row.failure, row.level) == ("FAILED", "OUT_OF_MEMORY", 0)
+    assert (row.evidence, row.explanation) == (details["evidence"], details["explanation"])
 
 
 @pytest.mark.mongodb
 def test_softened_label_is_kept_and_the_firework_fizzles(
     launchpad: Any, fake_config: DFTConfig, queued: Any, fake_pw: FakePw, tmp_path: Path
 ) -> None:
-    still = ["scf_still"] * 3
-    worker = fake_pw(*still, "anneal_hot", "anneal_warm", "scf_still", "softened")
+    # Every level and the last stage are continued once.
+    worker = fake_pw(*["scf_still"] * 6, "anneal_hot", "anneal_warm", *["scf_still"] * 2, "softened")
     printed = rlaunch(launchpad, tmp_path / "run", worker)
     assert states(launchpad) == {1: "FIZZLED"}, printed
     label = LabelStore(launchpad).get(rows(queued)["a"].fingerprint)
@@ -207,7 +216,43 @@ def test_softened_label_is_kept_and_the_firework_fizzles(
     assert (label["quality"], label["level"]) == ("softened", 3)
     details = last_launch(launchpad)["action"]["stored_data"]["_exception"]["_details"]
     assert (details["failure"], details["quality"]) == ("SCF_NOT_CONVERGED", "softened")
+    assert all(details[name] for name in ("evidence", "explanation", "history"))
     assert "asked for" in details["message"]
+
+
+@pytest.mark.mongodb
+def test_several_starts_are_one_firework_and_one_label(
+    launchpad: Any, fake_config: DFTConfig, si_atoms: Atoms, fake_pw: FakePw, scf_diverged: Path, tmp_path: Path
+) -> None:
+    db = make_database(tmp_path / "c.db", si_atoms)
+    submit(db, fake_config.model_copy(update={"magnetism": ["auto", {"Si": 1.0}]}), launchpad)
+    printed = rlaunch(launchpad, tmp_path / "run", fake_pw(scf_diverged, "converged"))
+    assert states(launchpad) == {1: "COMPLETED"}, printed
+    label = json.loads((tmp_path / "run" / "label.json").read_text())
+    assert LabelStore(launchpad).get(rows(db)["a"].fingerprint) == label
+    assert [state["start"] for state in label["result"]["states"]] == ["auto", "Si 1"]
+    stored = last_launch(launchpad)["action"]["stored_data"]
+    assert (stored["runs"], stored["states"]) == (3, label["result"]["states"])
+    assert "reached at level 1" in stored["state_warning"]
+    assert sync(db, launchpad).completed == 1
+    assert rows(db)["a"].state_warning == stored["state_warning"]
+    export_labels(LabelStore(launchpad).all(), tmp_path / "train.extxyz")
+    assert ase.io.read(tmp_path / "train.extxyz").info["state_warning"] == stored["state_warning"]
+
+
+@pytest.mark.mongodb
+def test_starts_that_all_fail_are_all_in_the_launch_record(
+    launchpad: Any, fake_config: DFTConfig, si_atoms: Atoms, fake_pw: FakePw, tmp_path: Path
+) -> None:
+    db = make_database(tmp_path / "c.db", si_atoms)
+    submit(db, fake_config.model_copy(update={"magnetism": ["auto", {"Si": 1.0}], "ladder": []}), launchpad)
+    rlaunch(launchpad, tmp_path / "run", fake_pw("scf_still"))
+    details = last_launch(launchpad)["action"]["stored_data"]["_exception"]["_details"]
+    assert bson.decode(bson.encode(details)) == details
+    assert [state["outcome"] for state in details["states"]] == ["SCF_NOT_CONVERGED"] * 2
+    sync(db, launchpad)
+    assert "from auto: SCF_NOT_CONVERGED" in rows(db)["a"].evidence
+    assert not (tmp_path / "run" / "label.json").exists()
 
 
 @pytest.mark.mongodb

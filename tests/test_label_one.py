@@ -71,11 +71,23 @@ def test_the_label_of_another_structure_is_neither_taken_nor_overwritten(
 def test_a_softened_label_is_given_again_only_to_those_who_ask(
     run: Callable[..., tuple[object, Path]], fake_pw: FakePw
 ) -> None:
-    worker = fake_pw(*["scf_still"] * 3, "anneal_hot", "anneal_warm", "scf_still", "softened")
+    worker = fake_pw(*["scf_still"] * 6, "anneal_hot", "anneal_warm", *["scf_still"] * 2, "softened")
     first, _ = run(worker, softened=True)
     again, _ = run(worker, softened=True)
     assert again.to_dict() == first.to_dict()  # type: ignore[attr-defined]  # DFTResults
     with pytest.raises(ConfigError, match="holds a softened label of this structure; ask for it with --softened"):
+        run(worker)
+
+
+def test_a_label_that_is_there_is_measured_by_the_bound_of_today(
+    run: Callable[..., tuple[object, Path]], fake_pw: FakePw, files: Path, fake_config: DFTConfig
+) -> None:
+    """`max_force` is no label parameter, so the label has the same fingerprint under another one."""
+    worker = fake_pw("converged")
+    run(worker)
+    strict = fake_config.model_copy(update={"max_force": 1e-3})
+    (files / "dft.yaml").write_text(json.dumps(strict.to_dict()))
+    with pytest.raises(ConfigError, match=r"is above max_force = 0.001 eV/Å"):
         run(worker)
 
 

@@ -82,6 +82,7 @@ def test_numerical_and_machine_parameters_do_not_name_another_label(atoms: Atoms
         electron_maxstep=300,
         ladder=[],
         max_force=10,
+        early_stop=False,
         min_distance_fraction=0.1,
         pw={"electrons": {"mixing_ndim": 20, "diago_david_ndim": 4}},
     )
@@ -98,6 +99,9 @@ def test_numerical_and_machine_parameters_do_not_name_another_label(atoms: Atoms
         {"smearing": "mp"},
         {"conv_thr_per_atom": 1e-10},
         {"magnetism": "none"},
+        {"magnetism": "antiferromagnetic"},
+        {"magnetism": ["auto", "none"]},
+        {"magnetism": ["none", "auto"]},
         {"pw": {"system": {"vdw_corr": "dft-d3"}}},
         {"pw": {"system": {"Hubbard_U": {"Fe": 4.6}}}},
     ],
@@ -206,6 +210,51 @@ def test_name_is_the_same_tomorrow(atoms: Atoms) -> None:
     """Names are stored in databases: whoever changes this line makes every label of every user a stranger."""
     assert name_of(atoms) == "dft6dbffb26714c75fa40f768c4cee79de0"
     assert config_hash(CONFIG, PSEUDO) == "cfg4c87f83098d3"
+
+
+@pytest.mark.parametrize(
+    ("magnetism", "bare_name", "name", "hash_"),
+    [
+        (
+            "none",
+            "dftf63697cda693c617f27874cd2be275c4",
+            "dft5567086b82c998d0032ccf073710abaa",
+            "cfg744c914d56b7",
+        ),
+        (
+            {"Fe": 2.5},
+            "dftaf558f5c1c854ca7fb7ecdb25a2f935c",
+            "dft48250d1aaa27b33852bb04a9abc1de45",
+            "cfgc59f0d2ca3ab",
+        ),
+        (
+            {"Si": 1.0},
+            "dft94b8eace9613fe248386fa4ac7f2723b",
+            "dft18747d5eec83cb82f99ee7c8541bd2d4",
+            "cfg17f54fedb7e0",
+        ),
+    ],
+)
+def test_names_of_single_starts_are_those_of_the_first_version(
+    atoms: Atoms, magnetism: Any, bare_name: str, name: str, hash_: str
+) -> None:
+    """Computed before several starts could be asked for, of the structure without and with moments of its own."""
+    bare = atoms.copy()
+    bare.set_initial_magnetic_moments(None)
+    config = DFTConfig(ecutwfc=60, magnetism=magnetism)
+    assert (name_of(bare, config), name_of(atoms, config)) == (bare_name, name)
+    assert config_hash(config, PSEUDO) == hash_
+
+
+def test_all_starts_of_a_list_are_in_the_name(atoms: Atoms) -> None:
+    """Own moments are one start of several: without them another search is made, with another lowest state perhaps."""
+    several = DFTConfig(ecutwfc=60, magnetism=["auto", {"Fe": 0.5}, "none"])
+    bare, low = atoms.copy(), atoms.copy()
+    bare.set_initial_magnetic_moments(None)
+    low.set_initial_magnetic_moments([1.0, 0.0])
+    assert name_of(bare, several) == name_of(atoms, several)  # its own 4 μB are those of `auto`
+    assert len({name_of(variant, several) for variant in (atoms, low)}) == 2
+    assert name_of(atoms, several) != name_of(atoms)
 
 
 @given(structures())

@@ -50,7 +50,14 @@ def fizzle(launchpad: Any, name: str, error: Exception | None = None, state: str
     return int(fw_id)
 
 
-GAVE_UP = CalculationError("a: SCF_NOT_CONVERGED at level 3", failure="SCF_NOT_CONVERGED", level=3, history=[{"x": 1}])
+GAVE_UP = CalculationError(
+    "a: SCF_NOT_CONVERGED at level 3",
+    failure="SCF_NOT_CONVERGED",
+    level=3,
+    evidence="NOT achieved after 80 iterations",
+    explanation="look at it",
+    history=[{"x": 1}],
+)
 
 
 # submit
@@ -217,6 +224,8 @@ def test_structure_that_cannot_be_right_fails_alone(
     assert statuses(db) == {"a": "FAILED", "b": "QUEUED", "c": "FAILED"}
     assert rows(db)["a"].failure == "GEOMETRY"
     assert "0.173 Å apart" in rows(db)["a"].reason
+    assert "0.173 Å apart" in rows(db)["a"].evidence
+    assert "correct or remove the structure" in rows(db)["a"].explanation
     assert "no cell" in rows(db)["c"].reason
     assert [problem.split(":")[0] for problem in summary.problems] == ["a", "c"]
 
@@ -440,6 +449,7 @@ def test_failure_comes_back_with_reason_kind_and_level(launchpad: Any, queued: A
     assert (summary.failed, summary.waiting) == (3, 2)
     found = rows(queued)
     assert (found["a"].reason, found["a"].failure, found["a"].level) == (GAVE_UP.message, "SCF_NOT_CONVERGED", 3)
+    assert (found["a"].evidence, found["a"].explanation) == ("NOT achieved after 80 iterations", "look at it")
     assert (found["b"].reason, found["b"].failure) == ("RuntimeError('not one of ours')", "UNKNOWN")
     assert found["c"].reason.startswith("Firework 3 ended without a word: its worker was killed, or rlaunch runs where")
     assert "level" not in found["b"]

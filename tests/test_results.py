@@ -57,6 +57,8 @@ def result(**changes: Any) -> DFTResult:
         "level": 3,
         "calculation_id": "slab-3",
         "history": ATTEMPTS,
+        "states": ({"start": "auto", "energy": -215.1}, {"start": "none", "energy": None, "outcome": "NAN"}),
+        "state_warning": "there may be a lower electronic state",
     }
     assert set(values) == {field.name for field in fields(DFTResult)}
     return DFTResult(**(values | changes))
@@ -79,7 +81,7 @@ def bits(value: Any) -> Any:
     "changes",
     [
         {},
-        {"history": (), "scf_accuracy": ()},
+        {"history": (), "scf_accuracy": (), "states": (), "state_warning": None},
         dict.fromkeys(("degauss", "wall_time", "total_magnetization", "absolute_magnetization"), None),
         dict.fromkeys(("fermi_energy", "scf_force_correction", "estimated_memory"), None),
     ],
@@ -114,9 +116,9 @@ def test_dictionary_shares_nothing_with_the_result() -> None:
 
 def test_key_of_a_later_version_is_ignored_and_a_missing_optional_one_is_the_default() -> None:
     values = result().to_dict() | {"polarization": [0.0, 0.0, 0.1]}
-    del values["history"], values["pbc"]
+    del values["history"], values["pbc"], values["states"], values["state_warning"]
     there = DFTResult.from_dict(values)
-    assert (there.history, there.pbc) == ((), (True, True, True))
+    assert (there.history, there.pbc, there.states, there.state_warning) == ((), (True, True, True), (), None)
 
 
 @pytest.mark.parametrize(
