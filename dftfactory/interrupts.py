@@ -8,6 +8,9 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+# Signals that have come while they were postponed; None while they are not.
+_postponed: list[int] | None = None
+
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
@@ -19,6 +22,9 @@ def stopped_by_signals() -> Iterator[None]:
     numbers = [signal.SIGTERM, signal.SIGHUP] if threading.current_thread() is threading.main_thread() else []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if _postponed is not None:
+            _postponed.append(number)
+            return
         # Both come when a terminal closes; the second one must not break off what the first has begun to stop.
         for ours_too in ours:
             signal.signal(ours_too, signal.SIG_IGN)
@@ -32,3 +38,22 @@ def stopped_by_signals() -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def postponed_signals() -> Iterator[None]:
+    """Let the signals of `stopped_by_signals` wait for the end of the block.
+
+    For the start of a process: broken off between the fork and the moment when its number is known, it would live on.
+    """
+    global _postponed
+    if threading.current_thread() is not threading.main_thread():  # no signal arrives here
+        yield
+        return
+    _postponed = []
+    try:
+        yield
+    finally:
+        came, _postponed = _postponed, None
+        if came:
+            raise SystemExit(128 + came[0])

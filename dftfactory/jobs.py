@@ -23,6 +23,7 @@ from dftfactory.history import (
     write_history,
 )
 from dftfactory.inputs import change_pw_input
+from dftfactory.interrupts import postponed_signals
 from dftfactory.limits import memory_limit, seconds_left
 from dftfactory.parsers import read_pw_output
 from dftfactory.scratch import is_scratch, make_scratch, release, take
@@ -79,16 +80,17 @@ class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
         with (folder / "pw.out").open("wb") as out, (folder / "pw.err").open("wb") as err:
             try:
                 self._prepare_outdir(folder)
-                self.process = PwProcess(
-                    command,
-                    folder / "exit_status",
-                    _Supervision(folder, self.worker) if has_history(folder) else None,
-                    cwd=folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=err,
-                    env=self.worker.process_environment(),
-                )
+                with postponed_signals():
+                    self.process = PwProcess(
+                        command,
+                        folder / "exit_status",
+                        _Supervision(folder, self.worker) if has_history(folder) else None,
+                        cwd=folder,
+                        stdin=subprocess.DEVNULL,
+                        stdout=out,
+                        stderr=err,
+                        env=self.worker.process_environment(),
+                    )
             except OSError as error:
                 # As a shell would say it, so that `diagnose` has one signature for it.
                 err.write(f"{error.filename or command[0]}: {error.strerror or error}\n".encode())

