@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dftfactory.config import DFTConfig
 from dftfactory.errors import ConfigError
-from dftfactory.interrupts import stopped_by_signals
+from dftfactory.interrupts import postponed_signals, stopped_by_signals
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -188,11 +188,9 @@ def _rockets(folder: Path, launchpad_file: Path, number: int) -> Iterator[list[s
         try:
             for n in range(number):
                 log = logs.enter_context((folder / "runs" / f"rlaunch_{n}.log").open("wb"))
-                processes.append(
-                    subprocess.Popen(
-                        command, cwd=folder / "runs", stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-                    )
-                )
+                options: dict[str, Any] = {"cwd": folder / "runs", "stdin": subprocess.DEVNULL}
+                with postponed_signals():
+                    processes.append(subprocess.Popen(command, **options, stdout=log, stderr=subprocess.STDOUT))
             yield processes
         finally:
             # RunDFT stops pw.x with it. FireWorks takes that for the failure of one Firework and goes on with the next.

@@ -8,12 +8,15 @@ from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from fireworks import FiretaskBase, FWAction, explicit_serialize
 
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError
 from dftfactory.giving_up import details_of_softened
-from dftfactory.history import foreign_file, has_history
+from dftfactory.history import foreign_file, has_history, read_history
+from dftfactory.inputs import read_pw_input
+from dftfactory.jobs import may_resume
 from dftfactory.labels import (
     CALCULATION_ID,
     FORCES_EXPLANATION,
@@ -56,10 +59,11 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
         if label is not None and label["quality"] == "exact":
             _refuse_large_forces(label, spec)
             return FWAction(stored_data={**_summary(label), "reused": True})
-        run_dir, label = _find_label([Path.cwd(), *self._earlier_launch_dirs()], spec)
+        launch_dirs = [Path.cwd(), *self._earlier_launch_dirs()]
+        run_dir, label = _find_label(launch_dirs, spec)
         unwritten: OSError | None = None
         if label is None:
-            run_dir = _claim_folder(Path.cwd(), spec)
+            run_dir = _find_unfinished(launch_dirs, spec) or _claim_folder(Path.cwd(), spec)
             label = self._compute(spec, run_dir)
             try:
                 write_label(run_dir, label)
@@ -78,7 +82,10 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
         runner = QERunner(spec.config, spec.worker, spec.md5)
         # Read before the run: afterwards a folder that has gone would cost the label.
         pseudopotentials = runner.pseudopotentials(spec.atoms)
-        result = runner.run(spec.atoms, run_dir, spec.calculation_id, softened=True)
+        if may_resume(run_dir):
+            result = runner.resume(run_dir, softened=True)
+        else:
+            result = runner.run(spec.atoms, run_dir, spec.calculation_id, softened=True)
         return make_label(result, spec.fingerprint, spec.config, pseudopotentials)
 
     def _earlier_launch_dirs(self) -> list[Path]:
@@ -129,13 +136,31 @@ def _own_folders(launch_dir: Path, spec: _Spec) -> Iterator[Path]:
     yield from (launch_dir / f"{spec.calculation_id}_{n}" for n in count(1))
 
 
+def _earlier_folders(launch_dirs: list[Path], spec: _Spec) -> Iterator[Path]:
+    """Where a calculation of this name has been before, in these launch folders."""
+    return chain.from_iterable(takewhile(Path.is_dir, _own_folders(path, spec)) for path in launch_dirs)
+
+
 def _find_label(launch_dirs: list[Path], spec: _Spec) -> tuple[Path, dict[str, Any] | None]:
     """Find the label of an earlier launch that could not be stored."""
-    for folder in chain.from_iterable(takewhile(Path.is_dir, _own_folders(path, spec)) for path in launch_dirs):
+    for folder in _earlier_folders(launch_dirs, spec):
         label = read_label(folder)
         if label is not None and label["fingerprint"] == spec.fingerprint:
             return folder, label
     return launch_dirs[0], None
+
+
+def _find_unfinished(launch_dirs: list[Path], spec: _Spec) -> Path | None:
+    """Find an earlier launch of this very calculation whose time was over, and whose state is there to go on from."""
+    for folder in _earlier_folders(launch_dirs, spec):
+        if may_resume(folder) and read_history(folder)["calculation_id"] == spec.calculation_id:
+            begun = read_pw_input(folder / "pw.in")
+            same = begun.symbols == tuple(spec.atoms.symbols) and np.allclose(begun.cell, spec.atoms.cell, atol=1e-6)
+            prescribed = read_history(folder)["prescribed"].get("label_parameters")
+            same = same and np.allclose(begun.positions, spec.atoms.positions, atol=1e-6)
+            if same and prescribed == spec.config.label_parameters():
+                return folder
+    return None
 
 
 def _claim_folder(launch_dir: Path, spec: _Spec) -> Path:

@@ -42,7 +42,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed_signals() -> Iterator[None]:
-    """Let the signals of `stopped_by_signals` wait for the end of the block.
+    """Let Ctrl-C and the signals of `stopped_by_signals` wait for the end of the block.
 
     For the start of a process: broken off between the fork and the moment when its number is known, it would live on.
     """
@@ -50,10 +50,15 @@ def postponed_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # no signal arrives here
         yield
         return
-    _postponed = []
+    _postponed = came = []
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    if ctrl_c is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        came, _postponed = _postponed, None
+        _postponed = None
+        if ctrl_c is signal.default_int_handler:
+            signal.signal(signal.SIGINT, ctrl_c)
         if came:
-            raise SystemExit(128 + came[0])
+            raise KeyboardInterrupt if came[0] == signal.SIGINT else SystemExit(128 + came[0])

@@ -231,7 +231,8 @@ def may_resume(run_dir: Path) -> bool:
         attempt = read_history(run_dir)["attempts"][-1]
     except ParserError:
         return False
-    if attempt.get("outcome") != Failure.WALLTIME.value:
+    # The folder of several starts has none: each start has a folder of its own.
+    if attempt.get("outcome") != Failure.WALLTIME.value or not (run_dir / "pw.in").is_file():
         return False
     return not _goes_on(next_parameters(attempt)) or any((run_dir / "out/pwscf.save").glob("charge-density.*"))
 

@@ -24,10 +24,13 @@ _JOB = (
 def seconds_left() -> float | None:
     """Seconds until the queue ends this job; None outside a queue, without a limit, or when the queue cannot tell.
 
-    The queue is asked once: a limit that is raised while the job runs is not noticed.
+    The queue is asked until it has told once: a limit that is raised while the job runs is not noticed.
     """
     end = _end_of_job(*(os.environ.get(name, "") for name in _JOB))
-    return None if end is None else max(0.0, end - time.time())
+    if end is None:  # perhaps it was only busy
+        _end_of_job.cache_clear()
+        return None
+    return max(0.0, end - time.time())
 
 
 def memory_limit(configured: float | None = None) -> float | None:

@@ -15,7 +15,6 @@ hopeless    whether it stood still far from its end (observed by `diagnose`)
 diverged    whether the SCF has left all reason, and its density with it (observed by `diagnose`)
 n_bands     bands of a run that were too few (observed by `diagnose`)
 lost_fermi_level whether the smearing has missed the Fermi level (observed by `diagnose`)
-out_of_time whether the job has no time left to go on in (observed by `diagnose`)
 tried       solvers that failed in the diagonalization, or for which memory was too small
 kept        changes that outlive a climb, such as fewer pools after memory ran out
 used        how often each rung was used
@@ -173,9 +172,12 @@ def again(of: Situation) -> Parameters:
     return dict(of.current)
 
 
-def resume(of: Situation) -> Parameters | None:
-    """Go on exactly where a soft stop by the clock left off, unless the queue's time is over: that takes a new job."""
-    return None if of.current.get("out_of_time") else {**of.current, "restart_mode": "restart"}
+def resume(of: Situation) -> Parameters:
+    """Go on exactly where a soft stop by the clock left off.
+
+    Where the queue's time is over, the next attempt is not begun (`QEJob.run`), and another job goes on with it.
+    """
+    return {**of.current, "restart_mode": "restart"}
 
 
 def from_scratch(of: Situation) -> Parameters:

@@ -46,14 +46,7 @@ class PwProcess(subprocess.Popen[bytes]):
         self.status_file = status_file
         self.look = look
         self.recorded = False
-        try:
-            super().__init__(command, **options, start_new_session=True)
-        except (KeyboardInterrupt, SystemExit):
-            # A signal between the fork and the end of this call: nobody else will ever know the process.
-            if getattr(self, "pid", None):
-                signal_session(self.pid, signal.SIGKILL)
-                super().wait()
-            raise
+        super().__init__(command, **options, start_new_session=True)
 
     def poll(self) -> int | None:
         """Return the exit status when the process has ended."""

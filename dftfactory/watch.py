@@ -31,6 +31,9 @@ IDLE_AT_FIRST = 5.0
 # Share of one core, above a few ticks of the kernel. An mpirun that waits uses nothing at all (20 s), a rank that waits
 # for another one spins, and one that writes to a slow disk has some work.
 IDLE_SHARE, IDLE_SECONDS = 0.002, 0.05
+# Bytes of pw.out. 1,000 iterations with 100 atoms write 10 MB; what writes so much runs wild and fills the disk.
+LARGEST_OUTPUT = 2_000_000_000
+LARGEST_READ = 16_000_000
 # Seconds between two looks: a twentieth of the age of the run, so that looking costs a short run nothing and a long one
 # next to nothing.
 FIRST_INTERVAL, LAST_INTERVAL, INTERVAL_PER_AGE = 0.05, 5.0, 0.05
@@ -50,7 +53,8 @@ _SAID = re.compile(
     rf"|(?P<converged>convergence has been achieved)",
     re.M,
 )
-_NOT_FINITE = re.compile(r"[-+]?(?:nan|inf|\*)", re.I)
+# Stars in an early iteration can still come down; NaN does not go away.
+_NOT_FINITE = re.compile(r"[-+]?(?:nan|inf)", re.I)
 
 
 @dataclass(frozen=True)
@@ -244,11 +248,13 @@ class Watch:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
                 # One character for each byte, wherever the text was cut.
-                text = file.read().decode("latin-1")
+                text = file.read(LARGEST_READ).decode("latin-1")
         except OSError:  # the file system, of which pw.x will know soon enough
             return None
         self._offset += len(text)
         if not text:
             return self.silence.goes_on(seconds, has_pace=self.output.has_pace, cpu_seconds=cpu_seconds)
         self.silence.broken(seconds)
+        if self._offset > LARGEST_OUTPUT:
+            return Verdict(Failure.INCOMPLETE_OUTPUT, f"pw.out has more than {LARGEST_OUTPUT / 1e9:g} GB and no end")
         return self.output.read(text)

@@ -32,7 +32,7 @@ from queue_helpers import (
 
 from dftfactory import firetasks
 from dftfactory.config import DFTConfig, WorkerConfig
-from dftfactory.errors import ConfigError, PseudopotentialError, StructureError
+from dftfactory.errors import CalculationError, ConfigError, PseudopotentialError, StructureError
 from dftfactory.export import export_labels
 from dftfactory.firetasks import RunDFT, _claim_folder, _Spec
 from dftfactory.labels import structure_to_dict
@@ -291,6 +291,32 @@ def test_label_of_an_earlier_launch_is_found_from_a_new_folder(launchpad: Any, q
     rlaunch(launchpad, tmp_path / "second", {"pw_command": "/nonexistent/pw.x"})
     assert states(launchpad) == {1: "COMPLETED"}
     assert sync(queued, launchpad).completed == 1
+
+
+@pytest.mark.mongodb
+def test_a_calculation_whose_time_was_over_goes_on_in_its_folder(
+    launchpad: Any, fake_pw: FakePw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, queued: Any
+) -> None:
+    """The queue's time was over in the middle of the SCF; the next launch has a folder of its own."""
+    times = iter([1000.0, 70.0])
+    monkeypatch.setattr("dftfactory.jobs.seconds_left", lambda: next(times, None))
+    spec = {**specs(launchpad)["a"], "_fw_env": fake_pw("max_seconds", "converged").to_dict()}
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    task = RunDFT()
+    monkeypatch.chdir(first)
+    with pytest.raises(CalculationError, match="WALLTIME"):
+        task.run_task(spec)
+    monkeypatch.setattr(RunDFT, "_earlier_launch_dirs", lambda self: [first])
+    monkeypatch.chdir(second)
+    action = task.run_task(spec)
+    assert Path(action.stored_data["run_dir"]) == first
+    assert action.stored_data["quality"] == "exact"
+    assert "restart_mode" in (first / "pw.in").read_text()
+    outcomes = [attempt["outcome"] for attempt in json.loads((first / "history.json").read_text())["attempts"]]
+    assert outcomes == ["WALLTIME", "WALLTIME", "CONVERGED"]
+    assert list(second.iterdir()) == []
 
 
 @pytest.mark.mongodb

@@ -49,6 +49,21 @@ def test_what_is_no_longer_postponed_ends_at_once() -> None:
     assert steps == ["started"]
 
 
+def test_ctrl_c_waits_too_and_is_what_it_was_afterwards() -> None:
+    steps = []
+
+    def start() -> None:
+        with postponed_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("started")
+        steps.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert steps == ["started"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_another_thread_postpones_nothing() -> None:
     """Signals arrive in the main thread, which must not wait for the others."""
     entered, left = threading.Event(), threading.Event()

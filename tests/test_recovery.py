@@ -588,8 +588,7 @@ def test_a_walltime_resumes_where_it_stopped_and_a_climb_begins_anew(level_0):
 
 
 def test_where_the_time_of_the_queue_is_over_nothing_is_resumed_in_the_same_job(level_0):
-    assert fail(level_0, Failure.WALLTIME, out_of_time=True) is None
-    assert fail(level_0, Failure.WALLTIME, out_of_time=False)["restart_mode"] == "restart"
+    assert fail(level_0, Failure.WALLTIME)["restart_mode"] == "restart"
 
 
 def test_a_run_is_resumed_three_times_at_most(level_0):

@@ -72,7 +72,7 @@ def test_a_run_that_has_converged_is_not_stopped_any_more() -> None:
     assert output.converged
 
 
-@pytest.mark.parametrize("number", ["NaN", "****************", "-Infinity", "Inf", "nan"])
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "Inf", "nan"])
 def test_a_number_that_is_none_stops_the_run_at_once(number: str) -> None:
     for text in (iteration(1, energy=number), iteration(1, accuracy=number)):
         verdict = Output(early_stop=False).read(text)
