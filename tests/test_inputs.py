@@ -657,6 +657,8 @@ def run_pw(folder: Path) -> None:
 def test_pw_accepts_what_is_written_and_its_output_is_a_label(tmp_path, config, si_atoms, h2_atoms, name):
     if name == "antiferromagnet":
         atoms = Atoms("H2", positions=[[0, 0, 0], [0, 0, 2.0]], cell=[4, 4, 6], pbc=True, magmoms=[1.0, -1.0])
+        # In its gap cold smearing loses the Fermi level (pw.x 6.7), and the result is refused.
+        config = config.model_copy(update={"smearing": "gaussian"})
     else:
         atoms = {"silicon": si_atoms, "hydrogen": h2_atoms}[name]
     write_pw_input(atoms, config, tmp_path / "pw.in")

@@ -24,6 +24,7 @@ from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError
 from dftfactory.failures import Failure, diagnose
 from dftfactory.history import read_history, start_history
+from dftfactory.interrupts import stopped_by_signals
 from dftfactory.jobs import PwProcess, QEJob, clean_up, keep_state
 from dftfactory.runner import QERunner
 from dftfactory.scratch import make_scratch
@@ -166,20 +167,23 @@ def test_a_launcher_that_dies_leaves_no_rank_to_write_into_the_next_attempt(
     assert not lives(int((tmp_path / "rank").read_text()))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_between_the_fork_and_the_end_of_the_start_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = []
 
     def start(self: subprocess.Popen[bytes], *arguments: object) -> None:
         execute(self, *arguments)
         started.append(self.pid)
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
 
     execute = subprocess.Popen._execute_child  # type: ignore[attr-defined]  # private, and the only place to interrupt
     monkeypatch.setattr(subprocess.Popen, "_execute_child", start)
-    with pytest.raises(KeyboardInterrupt):
-        PwProcess(["sleep", "600"], tmp_path / "exit_status")
+    job = QEJob(WorkerConfig(pw_command=["sleep", "600"]))
+    with pytest.raises((KeyboardInterrupt, SystemExit)), stopped_by_signals():
+        job.run(str(tmp_path))
+    job.terminate(str(tmp_path))  # as QERunner does, whatever has ended the run
     assert not lives(started[0])
 
 
