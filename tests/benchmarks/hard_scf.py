@@ -63,7 +63,7 @@ LADDERS = {
     "no early stop": Ladder("local-TF", [SOFT, ROBUST, ANNEAL], early_stop=False),
     "no continuation": Ladder("local-TF", [SOFT, ROBUST, ANNEAL], continued=None),
     "continued if gaining": Ladder("local-TF", [SOFT, ROBUST, ANNEAL], continued=only_gaining),
-    "continued, ndim 20": Ladder("local-TF", [SOFT, ROBUST, ANNEAL], continued=long_history),
+    "continued with ndim 20": Ladder("local-TF", [SOFT, ROBUST, ANNEAL], continued=long_history),
     "anneal last": Ladder("local-TF", [SOFT, ROBUST, ANNEAL_LAST]),
     "no anneal": Ladder("local-TF", [SOFT, ROBUST]),
     "plain at level 0": Ladder("plain", [SOFT, ROBUST, ANNEAL]),
@@ -104,6 +104,8 @@ def main() -> None:
     arguments.add_argument("--only", help="cases, with commas")
     arguments.add_argument("--jobs", type=int, default=2)
     options = arguments.parse_args()
+    if unknown := set(options.ladder.split(",")) - set(LADDERS):
+        arguments.error(f"no such ladder: {', '.join(sorted(unknown))}; there are {', '.join(LADDERS)}")
     done = {(row["case"], row["ladder"], row["bands"]) for row in read_results(options.results)}
     names = (
         options.only.split(",") if options.only else sorted(path.parent.name for path in options.folder.glob("*/pw.in"))
@@ -212,14 +214,14 @@ def print_table(rows: Iterable[dict[str, str]]) -> None:
         by_ladder[row["ladder"], row["bands"]].append(row)
         if row["solved"] == "1":
             lowest[row["case"]] = min(lowest.get(row["case"], 0.0), float(row["energy"]))
-    print(f"{'ladder':20} {'bands':6} structures solved rescued runs stops iterations CPU seconds high")
+    print(f"{'ladder':22} {'bands':6} structures solved rescued runs stops iterations CPU seconds high")
     for (ladder, bands), group in by_ladder.items():
         hard = {row["case"] for row in by_ladder.get(("level 0 plain", bands), []) if row["solved"] == "0"}
         solved = [row for row in group if row["solved"] == "1"]
         high = sum(float(row["energy"]) - lowest[row["case"]] > 1e-3 * int(row["n_atoms"]) for row in solved)
         totals = {name: sum(float(row[name] or 0) for row in group) for name in COLUMNS if name in NUMBERS}
         print(
-            f"{ladder:20} {bands:6} {len(group):10} {len(solved):6} {sum(row['case'] in hard for row in solved):7} "
+            f"{ladder:22} {bands:6} {len(group):10} {len(solved):6} {sum(row['case'] in hard for row in solved):7} "
             f"{totals['runs']:4.0f} {totals['stopped_early']:5.0f} {totals['iterations']:10.0f} "
             f"{totals['cpu_seconds']:11.0f} {high:4}"
         )
