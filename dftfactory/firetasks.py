@@ -20,6 +20,7 @@ from dftfactory.jobs import may_resume
 from dftfactory.labels import (
     CALCULATION_ID,
     FORCES_EXPLANATION,
+    LENGTH_TOLERANCE,
     fingerprint,
     forces_above,
     make_label,
@@ -27,6 +28,7 @@ from dftfactory.labels import (
     structure_from_dict,
     write_label,
 )
+from dftfactory.moments import MOMENT_TOLERANCE, starting_moments
 from dftfactory.results import DFTResult
 from dftfactory.runner import QERunner
 from dftfactory.store import LabelStore
@@ -152,15 +154,24 @@ def _find_label(launch_dirs: list[Path], spec: _Spec) -> tuple[Path, dict[str, A
 
 def _find_unfinished(launch_dirs: list[Path], spec: _Spec) -> Path | None:
     """Find an earlier launch of this very calculation whose time was over, and whose state is there to go on from."""
-    for folder in _earlier_folders(launch_dirs, spec):
-        if may_resume(folder) and read_history(folder)["calculation_id"] == spec.calculation_id:
-            begun = read_pw_input(folder / "pw.in")
-            same = begun.symbols == tuple(spec.atoms.symbols) and np.allclose(begun.cell, spec.atoms.cell, atol=1e-6)
-            prescribed = read_history(folder)["prescribed"].get("label_parameters")
-            same = same and np.allclose(begun.positions, spec.atoms.positions, atol=1e-6)
-            if same and prescribed == spec.config.label_parameters():
-                return folder
-    return None
+    folders = _earlier_folders(launch_dirs, spec)
+    return next((folder for folder in folders if may_resume(folder) and _has_begun(folder, spec)), None)
+
+
+def _has_begun(folder: Path, spec: _Spec) -> bool:
+    """Whether the calculation of the specification is the one in a folder; the name alone does not tell."""
+    prescribed, begun = read_history(folder)["prescribed"], read_pw_input(folder / "pw.in")
+    moments, began_from = starting_moments(spec.atoms, spec.config.magnetism), prescribed.get("starting_moments")
+    return bool(
+        prescribed.get("label_parameters") == spec.config.label_parameters()
+        and prescribed["md5"] == spec.md5
+        and prescribed.get("pbc") == spec.atoms.pbc.tolist()
+        and begun.symbols == tuple(spec.atoms.symbols)
+        and np.allclose(begun.cell, spec.atoms.cell, atol=LENGTH_TOLERANCE)
+        and np.allclose(begun.positions, spec.atoms.positions, atol=LENGTH_TOLERANCE)
+        and (moments is None) == (began_from is None)
+        and (moments is None or np.allclose(moments, began_from, atol=MOMENT_TOLERANCE))
+    )
 
 
 def _claim_folder(launch_dir: Path, spec: _Spec) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dftfactory.errors import InconsistentOutputError
+from dftfactory.units import HARTREE, RYDBERG
 
 if TYPE_CHECKING:
     from dftfactory.pw_in import PwInput
@@ -27,7 +28,6 @@ NOT_MONOTONIC = {"mv", "m-v", "cold", "marzari-vanderbilt", "mp", "m-p", "methfe
 INTEGRAL = 1e-6
 # eV per atom. With a gap there is no smearing energy; 44 meV in O2 was the wrong Fermi level.
 NO_SMEARING = 1e-5
-HARTREE = 27.211386245988  # eV
 
 
 def check_bands(xml: PwXml, pw_input: PwInput, *, ours: bool) -> None:
@@ -60,7 +60,7 @@ def had_room(text: PwText, pw_input: PwInput) -> bool:
     if text.top_levels and text.fermi_energy is not None:
         is_wide = str(pw_input.get("smearing", "")).lower() in FERMI_DIRAC
         widths = EMPTY_ABOVE_FERMI_DIRAC if is_wide else EMPTY_ABOVE
-        return min(text.top_levels) - text.fermi_energy > widths * float(degauss) * HARTREE / 2
+        return min(text.top_levels) - text.fermi_energy > widths * float(degauss) * RYDBERG
     # As many as pw.x takes by itself for a metal, and for the majority spin.
     majority = ((text.n_electrons or math.inf) + abs(text.total_magnetization or 0.0)) / 2
     return (text.n_bands or 0) >= max(1.1 * majority, majority + 4)

@@ -28,11 +28,7 @@ from dftfactory.pw_text import parse_text as parse_text
 from dftfactory.pw_xml import PwXml, read_xml
 from dftfactory.results import DFTResult, FloatArray
 from dftfactory.text_checks import Label, check_parameters, check_repetitions, check_text
-
-# CODATA 2018. The 2006 set would shift a 1000 Ry total energy by about 1 meV, so a data set never mixes them.
-HARTREE = 27.211386245988  # eV
-RYDBERG = HARTREE / 2  # eV
-BOHR = 0.529177210903  # Å
+from dftfactory.units import BOHR, HARTREE, RYDBERG
 
 # Two units of the last digit that pw.x prints: its own rounding and the one of the XML.
 ENERGY_DIGITS = 2e-8  # Ry

@@ -121,6 +121,21 @@ def scf_diverged(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def disturbed(tmp_path: Path) -> Callable[..., list[str]]:
+    """Return a function that makes a pw.x before whose first runs a line of shell is run, one for each of them."""
+
+    def make(*lines: str) -> list[str]:
+        script = tmp_path / "pw.sh"
+        cases = "".join(f"{n}) {line};;\n" for n, line in enumerate(lines))
+        # The folders of the attempts that have ended count them, for all ranks alike.
+        script.write_text(f'#!/bin/sh\ncase $(ls -d attempt_* 2>/dev/null | wc -l) in\n{cases}esac\nexec pw.x "$@"\n')
+        script.chmod(0o755)
+        return [str(script)]
+
+    return make
+
+
+@pytest.fixture
 def launches(tmp_path: Path) -> Callable[[], list[str]]:
     """Return a function that gives the inputs of all launches of the stand-in pw.x, oldest first."""
     return lambda: [path.read_text() for path in sorted((tmp_path / "fake_pw" / "launches").glob("*.in"))]

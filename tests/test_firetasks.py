@@ -34,10 +34,11 @@ from dftfactory import firetasks
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError, PseudopotentialError, StructureError
 from dftfactory.export import export_labels
-from dftfactory.firetasks import RunDFT, _claim_folder, _Spec
+from dftfactory.firetasks import RunDFT, _claim_folder, _find_unfinished, _Spec
 from dftfactory.labels import structure_to_dict
 from dftfactory.pipeline import submit, sync, write_workflows
 from dftfactory.pseudos import load_pseudopotentials
+from dftfactory.runner import QERunner
 from dftfactory.store import LabelStore
 from dftfactory.workflows import make_spec
 
@@ -317,6 +318,27 @@ def test_a_calculation_whose_time_was_over_goes_on_in_its_folder(
     outcomes = [attempt["outcome"] for attempt in json.loads((first / "history.json").read_text())["attempts"]]
     assert outcomes == ["WALLTIME", "WALLTIME", "CONVERGED"]
     assert list(second.iterdir()) == []
+
+
+@pytest.mark.parametrize("other", ["moments", "pbc", "positions", "magnetism", None])
+def test_the_state_of_another_calculation_of_the_same_name_is_left_alone(
+    other: str | None, fake_pw: FakePw, fake_config: DFTConfig, si_atoms: Atoms, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Its label would be stored under a fingerprint that does not belong to it."""
+    monkeypatch.setattr("dftfactory.jobs.seconds_left", lambda: 1.0)
+    with pytest.raises(CalculationError, match="WALLTIME"):
+        QERunner(fake_config, fake_pw("converged")).run(si_atoms, tmp_path / "a", "a")
+    pseudopotentials = load_pseudopotentials({"Si"}, Path(str(fake_config.pseudopotential_dir)), {})
+    if other == "moments":
+        si_atoms.set_initial_magnetic_moments([1.0, 0.0])
+    elif other == "pbc":
+        si_atoms.pbc = (True, True, False)
+    elif other == "positions":
+        si_atoms.positions[0] += 0.01
+    config = fake_config.model_copy(update={"magnetism": "none"} if other == "magnetism" else {})
+    spec = _Spec(make_spec(si_atoms, "a", config, pseudopotentials))
+    assert _find_unfinished([tmp_path], spec) == (tmp_path / "a" if other is None else None)
 
 
 @pytest.mark.mongodb

@@ -61,20 +61,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> DFTResult:
 
 
 @pytest.fixture
-def disturbed(tmp_path: Path) -> Disturb:
-    """Return a function that makes a pw.x before whose first runs a line of shell is run, one for each of them."""
-
-    def make(*lines: str) -> list[str]:
-        script = tmp_path / "pw.sh"
-        cases = "".join(f"{n}) {line};;\n" for n, line in enumerate(lines))
-        script.write_text(f'#!/bin/sh\ncase $(ls -d attempt_* 2>/dev/null | wc -l) in\n{cases}esac\nexec pw.x "$@"\n')
-        script.chmod(0o755)
-        return [str(script)]
-
-    return make
-
-
-@pytest.fixture
 def tmpfs(tmp_path: Path) -> Iterator[Tmpfs]:
     """Return a function that mounts a small file system of its own."""
     if os.geteuid() != 0:

@@ -36,21 +36,6 @@ Disturb = Callable[..., list[str]]
 
 
 @pytest.fixture
-def disturbed(tmp_path: Path) -> Disturb:
-    """Return a function that makes a pw.x before whose first runs a line of shell is run, one for each of them."""
-
-    def make(*lines: str) -> list[str]:
-        script = tmp_path / "pw.sh"
-        cases = "".join(f"{n}) {line};;\n" for n, line in enumerate(lines))
-        # The folders of the attempts that have ended count them, for all ranks alike.
-        script.write_text(f'#!/bin/sh\ncase $(ls -d attempt_* 2>/dev/null | wc -l) in\n{cases}esac\nexec pw.x "$@"\n')
-        script.chmod(0o755)
-        return [str(script)]
-
-    return make
-
-
-@pytest.fixture
 def failing(disturbed: Disturb) -> Disturb:
     """Return a function that makes a pw.x whose first runs only say what they are told to, and exit with 1."""
     return lambda *messages: disturbed(*[f"printf '%s\\n' {shlex.quote(text)}; exit 1" for text in messages])
