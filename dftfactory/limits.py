@@ -9,6 +9,8 @@ import time
 from functools import lru_cache
 from pathlib import Path
 
+from dftfactory.sessions import session_members, start_of
+
 # An unreachable queue lets its commands hang; a calculation can do without the answer.
 COMMAND_SECONDS = 5.0
 PROC = Path("/proc")
@@ -124,12 +126,11 @@ def _seconds(text: str) -> float | None:
 
 
 def _age_of_session() -> float | None:
-    """Seconds since the shell of the job began, which is the leader of our session."""
+    """Seconds since the oldest living process of our session began: the shell of the job, while it lives."""
     try:
-        fields = (PROC / str(os.getsid(0)) / "stat").read_text(errors="replace").rpartition(")")[2].split()
         uptime = float((PROC / "uptime").read_text().split()[0])
-        # Field 22 of the line, of which the first two are cut off.
-        return uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        began = min(started for pid in session_members(os.getsid(0)) if (started := start_of(pid)) is not None)
+        return uptime - began / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +160,20 @@ def test_torque_without_an_answer_has_the_walltime_and_the_age_of_the_job(monkey
     assert age is not None
     assert 0 <= age < 1000000
     assert seconds_left() == near(1000000 - age)
+
+
+def test_the_age_of_a_job_whose_shell_has_ended_is_that_of_its_oldest_process() -> None:
+    """The leader of the session is gone as soon as a script ends with `rlaunch ... &`, or starts it by setsid."""
+    code = (
+        "import os, time\n"
+        "if os.fork(): os._exit(0)\n"
+        "while os.getppid() == os.getsid(0): time.sleep(0.01)\n"
+        "from dftfactory import limits\n"
+        "print(limits._age_of_session())"
+    )
+    # Its output stays open until the process that is left has ended.
+    python = subprocess.run([sys.executable, "-c", code], start_new_session=True, check=True, capture_output=True)
+    assert 0 <= float(python.stdout) < 60
 
 
 @pytest.mark.parametrize(("said", "seconds"), [("1:30 L", 5400), ("13:57 E", None), ("0:02 X", None), ("-", None)])
