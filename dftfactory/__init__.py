@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from dftfactory.config import WorkerConfig as WorkerConfig
     from dftfactory.errors import CalculationError as CalculationError
     from dftfactory.errors import CandidateError as CandidateError
+    from dftfactory.errors import ClaimedError as ClaimedError
     from dftfactory.errors import ConfigError as ConfigError
     from dftfactory.errors import DFTFactoryError as DFTFactoryError
     from dftfactory.errors import IncompleteOutputError as IncompleteOutputError
     from dftfactory.errors import InconsistentOutputError as InconsistentOutputError
     from dftfactory.errors import InputError as InputError
+    from dftfactory.errors import LaunchPadAwayError as LaunchPadAwayError
     from dftfactory.errors import LaunchPadError as LaunchPadError
     from dftfactory.errors import NonFiniteError as NonFiniteError
     from dftfactory.errors import NotConvergedError as NotConvergedError
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ERRORS = (
-    *("CalculationError", "CandidateError", "ConfigError", "DFTFactoryError", "IncompleteOutputError"),
-    *("InconsistentOutputError", "InputError", "LaunchPadError", "NonFiniteError", "NotConvergedError"),
-    *("ParserError", "PseudopotentialError", "StructureError"),
+    *("CalculationError", "CandidateError", "ClaimedError", "ConfigError", "DFTFactoryError", "IncompleteOutputError"),
+    *("InconsistentOutputError", "InputError", "LaunchPadAwayError", "LaunchPadError", "NonFiniteError"),
+    *("NotConvergedError", "ParserError", "PseudopotentialError", "StructureError"),
 )
 _HOME = {
     **dict.fromkeys(("DFTConfig", "WorkerConfig"), "config"),

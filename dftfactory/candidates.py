@@ -6,19 +6,24 @@ Rows with another status, or with none, belong to the pipeline and are never tou
 
 from __future__ import annotations
 
+import hashlib
+import re
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.db.core import Database, str_represents
+from ase.db.core import Database, check, str_represents
 from ase.db.row import AtomsRow, atoms2dict
 
-from dftfactory.database import connection, database_errors, database_name
+from dftfactory.database import connection, database_errors, database_name, structure_of
 from dftfactory.database import open_candidates as open_candidates
 from dftfactory.database import transaction as transaction
 from dftfactory.errors import CandidateError
+from dftfactory.inputs import MAX_ATOMS, too_many_atoms
 from dftfactory.labels import CALCULATION_ID
 from dftfactory.results import DFTResult
 
@@ -49,33 +54,38 @@ class Candidate:
         The structure, without the calculator results that the row may have.
     fingerprint
         Names the label; None before the row was queued.
+    damage
+        Why `atoms` are none: the row has no structure that can be read, or one that is too large. None if all is well.
     """
 
     row_id: int
     calculation_id: str
     atoms: Atoms
     fingerprint: str | None
+    damage: str | None = None
 
 
 def select_candidates(db: Database, status: str = "SELECTED") -> Iterator[Candidate]:
     """Yield the candidates of one status in the order of their row ids.
 
     The status of rows may be changed while this runs. Rows that lose the status before they are reached are left out,
-    and rows that get it meanwhile are not seen.
+    and rows that get it meanwhile are not seen. A row whose structure cannot be read comes with its `damage`: it does
+    not stop the others.
 
     Raises
     ------
     CandidateError
-        A calculation_id is not fit for a file name or belongs to two candidates, or a row cannot be read.
+        A calculation_id is not fit for a file name or belongs to two candidates, or the keys of a row cannot be read.
     """
     row_ids = _find_row_ids(db, status)
-    for start in range(0, len(row_ids), _PAGE):
-        page = row_ids[start : start + _PAGE]
-        with database_errors(db, f"rows {page[0]} to {page[-1]}"), connection(db):
-            between = [("id", ">=", page[0]), ("id", "<=", page[-1])]
-            rows = list(db.select(between, status=status, sort="id", include_data=False))
-        for row in rows:
-            yield _candidate(db, row)
+    with database_errors(db), connection(db):
+        large = {row.id for row in db.select([("natoms", ">", MAX_ATOMS)], columns=["id"], include_data=False)}
+    # Large ones are never in memory together, nor with the others.
+    for is_large, group in groupby(row_ids, key=large.__contains__):
+        ids = list(group)
+        for page in (ids[start : start + _PAGE] for start in range(0, len(ids), _PAGE)):
+            candidates = None if is_large else _page_of_candidates(db, page, status)
+            yield from _one_by_one(db, page, status) if candidates is None else candidates
 
 
 def mark_queued(db: Database, candidates: Iterable[tuple[int, str, str]]) -> None:
@@ -169,7 +179,8 @@ def mark_failed(db: Database, row_id: int, reason: str, **keys: Any) -> None:
         The row is not a candidate, or ase.db cannot keep a value.
     """
     with transaction(db):
-        row = _candidate_row(db, row_id)
+        # Not the structure, which may be what is wrong.
+        row = _candidate_row(db, row_id, ["id", "key_value_pairs"])
         lines = {name: _one_line(keys[name]) for name in ("evidence", "explanation") if keys.get(name)}
         _update(db, row, {"status": "FAILED", "reason": _one_line(reason), **keys, **lines})
 
@@ -185,17 +196,30 @@ def _find_row_ids(db: Database, status: str) -> list[int]:
         raise CandidateError(f"status must be one of {', '.join(STATUSES)}, got {status!r}")
     row_ids = []
     owners: dict[str, int] = {}
-    with database_errors(db), connection(db):
-        rows = db.select("status", columns=["id", "key_value_pairs"], include_data=False, sort="id")
-        for row in rows:
-            keys = row.key_value_pairs
-            if keys["status"] not in STATUSES:
-                continue
-            if keys["status"] == status:
-                row_ids.append(row.id)
-            if "calculation_id" in keys:
-                claim(owners, str(keys["calculation_id"]), row.id, database_name(db))
+    try:
+        with database_errors(db), connection(db):
+            rows = db.select("status", columns=["id", "key_value_pairs"], include_data=False, sort="id")
+            for row in rows:
+                keys = row.key_value_pairs
+                if keys["status"] not in STATUSES:
+                    continue
+                if keys["status"] == status:
+                    row_ids.append(row.id)
+                if "calculation_id" in keys:
+                    claim(owners, str(keys["calculation_id"]), row.id, database_name(db))
+    except CandidateError:
+        _find_damaged_keys(db)
+        raise
     return row_ids
+
+
+def _find_damaged_keys(db: Database) -> None:
+    """Raise for the first row whose keys cannot be read, by name: whether it is a candidate, nobody knows."""
+    with database_errors(db), connection(db):
+        for row_id in [row.id for row in db.select(columns=["id"], include_data=False, sort="id")]:
+            with database_errors(db, f"the keys of row {row_id}"):
+                for row in db.select(row_id, columns=["id", "key_value_pairs"], include_data=False):
+                    row.key_value_pairs.get("status")
 
 
 def claim(owners: dict[str, int], calculation_id: str, row_id: int, where: str) -> None:
@@ -210,19 +234,56 @@ def claim(owners: dict[str, int], calculation_id: str, row_id: int, where: str) 
         )
 
 
+def _page_of_candidates(db: Database, page: list[int], status: str) -> list[Candidate] | None:
+    """Return the candidates of a page that still have the status; None where one of its rows is damaged."""
+    where = f"rows {page[0]} to {page[-1]}"
+    with database_errors(db, where), connection(db):
+        try:
+            between = [("id", ">=", page[0]), ("id", "<=", page[-1])]
+            rows = list(db.select(between, status=status, sort="id", include_data=False))
+            return [_candidate(db, row) for row in rows if row.id in set(page)]
+        except (CandidateError, sqlite3.Error):
+            raise
+        except Exception:  # ASE stumbles over damaged rows in many ways
+            return None
+
+
+def _one_by_one(db: Database, page: list[int], status: str) -> Iterator[Candidate]:
+    for row_id in page:
+        with database_errors(db, f"row {row_id}"):
+            rows = list(db.select(row_id, columns=["id", "unique_id", "key_value_pairs"], include_data=False))
+        keys = rows[0].key_value_pairs if rows else {}
+        if keys.get("status") != status:
+            continue
+        try:
+            [whole] = db.select(row_id, include_data=False)
+            candidate = _candidate(db, whole)
+            damage = too_many_atoms(len(candidate.atoms))
+        except CandidateError:
+            raise
+        except Exception as error:  # as above
+            damage = f"is damaged ({' '.join(str(error).split()) or type(error).__name__}); restore it from a copy"
+        if damage is None:
+            yield candidate
+        else:
+            name = _calculation_id(db, rows[0])
+            yield Candidate(row_id, name, Atoms(), keys.get("fingerprint"), f"the structure {damage}")
+
+
 def _candidate(db: Database, row: AtomsRow) -> Candidate:
-    calculation_id = _calculation_id(db, row)
-    with database_errors(db, f"row {row.id}"):
-        atoms = row.toatoms()
-    atoms.calc = None
-    return Candidate(row.id, calculation_id, atoms, row.key_value_pairs.get("fingerprint"))
+    atoms = structure_of(row)
+    return Candidate(row.id, _calculation_id(db, row), atoms, row.key_value_pairs.get("fingerprint"))
 
 
 def _calculation_id(db: Database, row: AtomsRow) -> str:
     if "calculation_id" in row.key_value_pairs:
         return checked_calculation_id(row.calculation_id, f"row {row.id} of {database_name(db)}")
     # The formula is for the eye, the unique_id (random, made once by ase.db) makes it one of its kind.
-    return f"{row.formula[:60] or 'empty'}-{row.unique_id[:12]}"
+    unique_id = str(row.get("unique_id"))
+    if not re.fullmatch("[0-9a-f]+", unique_id):  # not from ASE
+        unique_id = hashlib.sha256(f"{row.id} {unique_id}".encode(errors="replace")).hexdigest()
+    formula = "damaged" if row.get("numbers") is None else row.formula[:60] or "empty"
+    return f"{formula}-{unique_id[:12]}"
 
 
 def checked_calculation_id(value: Any, owner: str) -> str:
@@ -236,9 +297,9 @@ def checked_calculation_id(value: Any, owner: str) -> str:
     )
 
 
-def _candidate_row(db: Database, row_id: int) -> AtomsRow:
+def _candidate_row(db: Database, row_id: int, columns: Any = "all") -> AtomsRow:
     with database_errors(db, f"row {row_id}"):
-        rows = list(db.select(int(row_id), include_data=False))
+        rows = list(db.select(int(row_id), columns=columns, include_data=False))
     if not rows:
         raise CandidateError(f"{database_name(db)} has no row {row_id}; it was deleted, or it is another database")
     status = rows[0].key_value_pairs.get("status")
@@ -253,7 +314,15 @@ def _candidate_row(db: Database, row_id: int) -> AtomsRow:
 def _update(db: Database, row: AtomsRow, keys: dict[str, Any], atoms: dict[str, Any] | None = None) -> None:
     with database_errors(db, f"row {row.id}"):
         new_keys = {key: value for key, value in keys.items() if value is not None}
-        db.update(row.id, atoms, delete_keys=OUTCOME_KEYS, **new_keys)
+        try:
+            db.update(row.id, atoms, delete_keys=OUTCOME_KEYS, **new_keys)
+        except (ValueError, TypeError, LookupError):
+            # ASE reads the whole row before it changes its keys, and stumbles over a damaged structure.
+            if atoms is not None or getattr(db, "type", None) != "db":
+                raise
+            check(new_keys)
+            kept = {key: value for key, value in row.key_value_pairs.items() if key not in OUTCOME_KEYS}
+            db._update(row.id, {**kept, **new_keys})
 
 
 def _with_label(atoms: Atoms, result: DFTResult) -> Atoms:

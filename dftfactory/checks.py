@@ -12,6 +12,7 @@ from pathlib import Path
 from dftfactory.config import DFTConfig, WorkerConfig, find_worker_file
 from dftfactory.errors import DFTFactoryError
 from dftfactory.jobs import PwProcess
+from dftfactory.settings import read_yaml
 
 # pw.x says its name within a fraction of a second; a launcher that hangs must not hang the check.
 START_SECONDS = 60
@@ -38,12 +39,26 @@ def check_all(config_file: Path, worker_file: Path | None, launchpad_file: Path 
         worker = None
     if worker is not None:
         yield Check("worker", True, "no my_fworker.yaml: what is installed" if used is None else str(used))
+        yield _check_query(used)
         yield _check_pw(worker, cores=1)
         if worker.parallel_cores > 1:
             yield _check_pw(worker, cores=worker.parallel_cores)
         yield _check_scratch(worker)
     yield from _check_config(config_file, worker)
     yield _check_launchpad(launchpad_file)
+
+
+def _check_query(worker_file: Path | None) -> Check:
+    """Whoever can write to a LaunchPad runs commands as the user whose rockets take everything from it."""
+    values = {} if worker_file is None else read_yaml(worker_file)
+    if "RunDFT" in str(values.get("query", "")):
+        return Check("query", True, "rockets take Fireworks of dftfactory only")
+    return Check(
+        "query",
+        None,
+        "rockets take whatever stands in the LaunchPad, other commands too: take `query` from the my_fworker.yaml that "
+        "`dftfactory init` writes, and give the file to rlaunch with -w",
+    )
 
 
 def _check_pw(worker: WorkerConfig, cores: int) -> Check:

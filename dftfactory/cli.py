@@ -103,10 +103,14 @@ def submit(
     config: ConfigFile = Path("dft.yaml"),
     launchpad: LaunchPadFile = None,
     write: Annotated[Path | None, typer.Option(help="Write files for `lpad add` into this folder instead.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compute again what has a label; the old one is put aside.")
+    ] = False,
 ) -> None:
     """Queue the SELECTED structures; safe to repeat."""
     from dftfactory.candidates import count_by_status, open_candidates
     from dftfactory.config import DFTConfig, find_worker_file
+    from dftfactory.errors import printable
     from dftfactory.launchpad import rocket_command
     from dftfactory.pipeline import submit as submit_candidates
     from dftfactory.pipeline import write_workflows
@@ -119,9 +123,9 @@ def submit(
     total = count_by_status(db)["SELECTED"]
     with _progress("submitting", total) as step:
         if write is not None:
-            summary = write_workflows(db, settings, write, step)
+            summary = write_workflows(db, settings, write, step, force=force)
         else:
-            summary = submit_candidates(db, settings, queue, step)
+            summary = submit_candidates(db, settings, queue, step, force=force)
     if not total:
         typer.echo(f"no structure in {database} is SELECTED")
     elif write is not None:
@@ -134,7 +138,7 @@ def submit(
         _say(summary.already_labelled, "have a label already")
     _say(summary.refused, "refused: they cannot be right and are FAILED now")
     for problem in summary.problems[:20]:
-        typer.echo(f"  {problem}", err=True)
+        typer.echo(f"  {printable(problem)}", err=True)
     _say(len(summary.problems[20:]), "more, with the reason in the database")
 
 
@@ -196,6 +200,56 @@ def export(
 
 
 @app.command()
+def recover(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Where rockets ran; the folders that the LaunchPad knows where not given."),
+    ] = None,
+    launchpad: LaunchPadFile = None,
+) -> None:
+    """Store labels that are on the disk only, and complete their Fireworks."""
+    from dftfactory.errors import printable
+    from dftfactory.lost_labels import recover_labels
+
+    summary = recover_labels(_launchpad(launchpad), folders)
+    typer.echo(
+        f"{summary.found} labels on the disk, {summary.stored} of them stored now; "
+        f"{summary.completed} Fireworks set COMPLETED"
+    )
+    for problem in summary.problems:
+        typer.echo(f"  {printable(problem)}", err=True)
+
+
+@app.command()
+def reconcile(
+    launchpad: LaunchPadFile = None,
+    gone: Annotated[
+        list[str] | None, typer.Option("--gone", help="A machine that is gone: what ran there is lost.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    loop: Annotated[float | None, typer.Option(help="Do it again and again, with so many seconds between.")] = None,
+) -> None:
+    """Find runs whose rocket or job is no more, end what they left, and set their Fireworks right."""
+    import time
+
+    from dftfactory.display import print_findings
+    from dftfactory.errors import LaunchPadAwayError
+    from dftfactory.lost_runs import reconcile as reconcile_runs
+
+    opened = _launchpad(launchpad)
+    while True:
+        try:
+            print_findings(*reconcile_runs(opened, gone=gone or (), dry_run=dry_run), dry_run=dry_run)
+        except LaunchPadAwayError as error:
+            if loop is None:
+                raise
+            typer.echo(f"error: {error.message}", err=True)
+        if loop is None:
+            return
+        time.sleep(loop)
+
+
+@app.command()
 def demo(folder: Annotated[Path, typer.Argument(help="Where to run it.")] = Path("dftfactory-demo")) -> None:
     """Run the whole road on eight small structures with real pw.x, in a few minutes."""
     from dftfactory.demo import run_demo
@@ -212,6 +266,17 @@ def start(folder: Folder = Path("launchpad")) -> None:
     word = "already runs" if local.already_running else "started"
     typer.echo(f"LaunchPad {word} on 127.0.0.1:{local.port} (pid {local.pid})")
     typer.echo(f"dftfactory, rlaunch and lpad take it with -l {local.launchpad_file}")
+
+
+@launchpad_app.command(name="connect")
+def connect_launchpad(
+    file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("my_launchpad.yaml"),
+    name: Annotated[str | None, typer.Option(help="Database; that of the URI, else fireworks.")] = None,
+) -> None:
+    """Write my_launchpad.yaml for the MongoDB whose URI is in DFTFACTORY_LAUNCHPAD_URI."""
+    from dftfactory.launchpad import write_launchpad_file
+
+    typer.echo(write_launchpad_file(file, name))
 
 
 @launchpad_app.command()
@@ -240,7 +305,7 @@ def launchpad_status(folder: Folder = Path("launchpad")) -> None:
 
 def main() -> None:
     """Entry point: an error is one readable line, with a traceback only after --debug."""
-    from dftfactory.errors import DFTFactoryError
+    from dftfactory.errors import DFTFactoryError, printable
 
     debug = "--debug" in sys.argv
     # Wherever --debug stands, it means the same.
@@ -259,7 +324,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        said = " ".join(str(error).split())[:300]
+        said = printable(" ".join(str(error).split())[:300])
         typer.echo(f"error: {type(error).__name__}: {said} (with --debug: where)", err=True)
         sys.exit(1)
 

@@ -14,7 +14,16 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from dftfactory.errors import ConfigError
 from dftfactory.pw_entries import checked_entries, label_entries
-from dftfactory.settings import Problem, Settings, Strict, is_finite_number, problems_error, read_yaml, unknown_elements
+from dftfactory.settings import (
+    Problem,
+    Settings,
+    Strict,
+    checked_path,
+    is_finite_number,
+    problems_error,
+    read_yaml,
+    unknown_elements,
+)
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -107,6 +116,8 @@ class DFTConfig(Settings):
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.message}", **error.details) from error
 
+    _paths_are_possible = field_validator("pseudopotential_dir")(checked_path)
+
     @field_validator("ecutrho")
     @classmethod
     def _charge_cutoff_is_enough(cls, value: float | None, info: ValidationInfo) -> float | None:
@@ -190,7 +201,11 @@ class WorkerConfig(Settings):
     hang_seconds: PositiveFloat = 120.0
     # Of this node, for all ranks together; what the job has where absent.
     memory_mb: PositiveFloat | None = None
+    # A finished label waits so long for a LaunchPad that is away; later `dftfactory recover` takes it from the disk.
+    database_seconds: float = Field(1800.0, ge=0, allow_inf_nan=False)
     environment: dict[str, str] = Field(default_factory=dict)
+
+    _paths_are_possible = field_validator("scratch_dir", "pseudopotential_dir")(checked_path)
 
     @field_validator("pw_command", "mpi_command", mode="plain")
     @classmethod

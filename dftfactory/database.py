@@ -11,12 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import ase.db
+from ase import Atoms
+from ase.data import chemical_symbols
 from ase.db.core import Database
+from ase.db.row import AtomsRow
 
 from dftfactory.errors import CandidateError
 
 _SQLITE_HEADER = b"SQLite format 3\0"
-_ASE_TABLES = {"systems", "species", "keys", "text_key_values", "number_key_values"}
+_ASE_TABLES = {"systems", "species", "keys", "text_key_values", "number_key_values", "information"}
+# Bytes of a file that is read through when it is opened (a second): SQLite may take a damaged page for an empty one.
+_CHECKED_SIZE = 200_000_000
+# What SQLite says of the disk below it → what helps.
+_CURES = {
+    "readonly database": "make the file and its folder writable for you",
+    "unable to open": "make the file and its folder writable for you; SQLite keeps a journal beside the file",
+    "locking protocol": "this disk has no locks that work (NFS, FUSE); put the file on another disk",
+    "disk I/O error": "the disk fails, or has no locks that work (NFS, FUSE); put the file on another disk",
+    "disk is full": "make room on the disk or in your quota, and repeat the command",
+}
 # Seconds to wait for ASE's lock file (it waits for ever); the same that ASE lets SQLite wait for its own lock.
 _LOCK_TIMEOUT = 20.0
 
@@ -99,11 +112,31 @@ def database_name(db: Database | Path | str) -> str:
     return re.sub(r"//[^/@]*@", "//***@", str(getattr(db, "filename", db)))
 
 
+def structure_of(row: AtomsRow) -> Atoms:
+    """Return the structure of a row without results.
+
+    Raises
+    ------
+    Exception
+        Of any kind, where the row is damaged.
+    """
+    for name in ("numbers", "positions", "cell"):
+        if row.get(name) is None:  # ASE would put all atoms into one place
+            raise ValueError(f"it has no {name}")
+    if len(row.numbers) and not 0 <= row.numbers.min() <= row.numbers.max() < len(chemical_symbols):
+        raise ValueError("it has an atom of no chemical element")
+    atoms = row.toatoms()
+    atoms.calc = None
+    return atoms
+
+
 def _is_connected(db: Database) -> bool:
     return getattr(db, "connection", None) is not None
 
 
 def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CandidateError(f"candidate database {path} cannot be read (it is not a file)")
     try:
         with path.open("rb") as file:
             header = file.read(len(_SQLITE_HEADER))
@@ -126,6 +159,10 @@ def _check_file(path: Path) -> None:
     uri = f"{path.resolve().as_uri()}?mode=rw"
     with database_errors(path), closing(sqlite3.connect(uri, uri=True, timeout=_LOCK_TIMEOUT)) as sqlite:
         tables = {name for (name,) in sqlite.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if path.stat().st_size <= _CHECKED_SIZE:
+            [(verdict,)] = sqlite.execute("PRAGMA quick_check(1)").fetchall()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(f"malformed: {verdict}")
     if not tables >= _ASE_TABLES:
         raise CandidateError(
             f"{path} is an SQLite database, but not of ASE: it has no table {sorted(_ASE_TABLES - tables)[0]!r}; "
@@ -140,6 +177,10 @@ def _explain(db: Database | Path | str, error: Exception, where: str = "") -> st
         return f"{name} is locked; if no other process uses it, remove {database_name(db)}.lock"
     if isinstance(error, sqlite3.Error) and "locked" in text:
         return f"{name} is locked by another process and stayed so for 20 s; try again when that one has finished"
+    if isinstance(error, sqlite3.Error):
+        for said, cure in _CURES.items():
+            if said in text:
+                return f"{name} cannot be used ({text}): {cure}; nothing is half done"
     if isinstance(error, sqlite3.Error) and ("malformed" in text or "not a database" in text):
         return f"{name} is damaged or cut ({text}); restore a copy, or save what is left with `sqlite3 FILE .recover`"
     if isinstance(error, ModuleNotFoundError):

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dftfactory.config import DFTConfig
 from dftfactory.errors import ConfigError
 from dftfactory.interrupts import postponed_signals, stopped_by_signals
+from dftfactory.setup_files import rocket_query
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -51,7 +52,7 @@ magnetism: auto
 FWORKER_YAML = """\
 name: demo
 category: ""
-query: '{}'
+query: '{query}'
 env:
   pw_command: pw.x
   parallel_cores: 1
@@ -167,7 +168,7 @@ def _write_files(folder: Path) -> None:
     (folder / "runs").mkdir(parents=True)
     files = "{" + ", ".join(f"{element}: {file}" for element, file in PSEUDOPOTENTIALS.items()) + "}"
     (folder / "dft.yaml").write_text(DFT_YAML.format(folder=_pseudopotential_dir(), files=files), encoding="utf-8")
-    (folder / "my_fworker.yaml").write_text(FWORKER_YAML, encoding="utf-8")
+    (folder / "my_fworker.yaml").write_text(FWORKER_YAML.format(query=rocket_query()), encoding="utf-8")
 
 
 def _write_candidates(path: Path, structures: dict[str, Atoms]) -> None:

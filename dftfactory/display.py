@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from dftfactory.errors import printable
 from dftfactory.results import DFTResult
 
 if TYPE_CHECKING:
     from fireworks import LaunchPad
+
+    from dftfactory.lost_runs import Finding
 
 
 def make_console() -> Console:
@@ -45,12 +49,12 @@ def print_result(result: DFTResult, run_dir: Path) -> None:
     }
     for name, value in rows.items():
         if value:
-            table.add_row(name, escape(value))
+            table.add_row(name, _plain(value))
     console.print(table)
     for state in result.states:
-        console.print(escape(_state(state)))
+        console.print(_plain(_state(state)))
     if result.state_warning is not None:
-        console.print(escape(result.state_warning), style="bold")
+        console.print(_plain(result.state_warning), style="bold")
     if result.quality == "softened":
         console.print(f"[bold]softened: at degauss = {result.degauss:g} Ry, not the prescribed one[/bold]")
 
@@ -75,6 +79,25 @@ def print_status(launchpad: LaunchPad, candidates: Mapping[str, int] | None = No
             console.print(_count_table(numbers, EXPLANATIONS if title.startswith("Why") else {}))
 
 
+def print_findings(findings: Sequence[Finding], repaired: Iterable[str], *, dry_run: bool = False) -> None:
+    """Print what `reconcile` found and did: a line for each run that is not simply alive, and the numbers."""
+    from dftfactory.lost_runs import Fate
+
+    console = make_console()
+    number = Counter(finding.fate for finding in findings)
+    for line in repaired:
+        console.print(_plain(line))
+    for finding in findings:
+        if finding.fate is not Fate.LIVES:
+            who = f"Firework {finding.fw_id} ({finding.calculation_id})"
+            console.print(_plain(f"{who}: {finding.fate.value}, {finding.evidence}"))
+    would = "would be " if dry_run else ""
+    console.print(
+        f"{number[Fate.LIVES]} running, {number[Fate.COMPLETED]} {would}COMPLETED, {number[Fate.READY]} {would}READY "
+        f"again, {number[Fate.UNKNOWN]} out of sight, {number[Fate.BLOCKED]} blocked"
+    )
+
+
 def candidate_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """Return the table of candidates, 80 columns wide for names of up to 16 letters.
 
@@ -91,16 +114,16 @@ def candidate_table(rows: Iterable[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("failure", overflow="fold")
     for row in rows:
-        status = str(row["status"])
+        status = _visible(row["status"])
         table.add_row(
-            escape(str(row["name"])),
+            _plain(row["name"]),
             Text(status, style={"COMPLETED": "green", "FAILED": "red"}.get(status, "yellow")),
             _text(row.get("level"), "d"),
             _text(row.get("iterations"), "d"),
             _text(row.get("seconds"), ".1f"),
             _text(row.get("energy"), ".4f"),
             _text(row.get("max_force"), ".3f"),
-            escape(str(row.get("failure") or "")),
+            _plain(row.get("failure") or ""),
         )
     return table
 
@@ -119,8 +142,18 @@ def _count_table(numbers: Mapping[str, int], explanations: Mapping[Any, str]) ->
     table.add_column(justify="right")
     table.add_column()
     for name, number in (numbers or {"none": 0}).items():
-        table.add_row(escape(name), str(number), escape(explanations.get(name, "")))
+        table.add_row(_plain(name), str(number), _plain(explanations.get(name, "")))
     return table
+
+
+def _plain(value: Any) -> str:
+    """Return text without markup of rich, and without what a terminal would obey."""
+    return escape(_visible(value))
+
+
+def _visible(value: Any) -> str:
+    """Return text with a mark for each letter that cannot be seen."""
+    return printable(str(value))
 
 
 def _text(value: Any, form: str) -> str:

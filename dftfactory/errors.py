@@ -13,11 +13,18 @@ DFTFactoryError
 ├── CalculationError            pw.x was run and recovery ended without a label
 ├── CandidateError              the candidate database
 └── LaunchPadError              the LaunchPad, its label store, or the local server
+    ├── LaunchPadAwayError      it does not answer; it may do so later
+    └── ClaimedError            the calculation runs already
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+
+def printable(text: str) -> str:
+    """Replace what would move a terminal's cursor or turn its letters round; texts come from files and databases."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 class DFTFactoryError(Exception):
@@ -32,8 +39,8 @@ class DFTFactoryError(Exception):
     """
 
     def __init__(self, message: str, **details: Any) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = printable(message)
+        super().__init__(self.message)
         self.details = details
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,3 +94,11 @@ class CandidateError(DFTFactoryError):
 
 class LaunchPadError(DFTFactoryError):
     """The LaunchPad, its label store or the local server is missing, unreachable or refused."""
+
+
+class LaunchPadAwayError(LaunchPadError):
+    """The LaunchPad does not answer, or stopped to answer in the middle."""
+
+
+class ClaimedError(LaunchPadError):
+    """An earlier launch of the same Firework still runs, and a second one would compute the same beside it."""

@@ -174,9 +174,23 @@ def export_labels(labels: Iterable[dict[str, Any]], path: Path | str, softened: 
 
 def _readable(key: str, value: Any) -> Any:
     """Write text as JSON where ASE would read something else: '0001' as 1, '1e5' as a float, 'T' as True."""
-    if not isinstance(value, str) or key_val_str_to_dict(key_val_dict_to_str({key: value})) == {key: value}:
+    if not isinstance(value, str):
         return value
-    return f"_JSON {json.dumps(value)}"
+    # A line break would begin another line of the file. ASE takes one backslash of each pair away.
+    quoted = f"_JSON {json.dumps(value)}"
+    for form in ([value] if value.isprintable() else []) + [quoted, quoted.replace("\\", "\\\\")]:
+        if _comes_back(key, form, value):
+            return form
+    raise ParserError(f"{key} of a label is {value!r}, which extended XYZ cannot hold; compute it again")
+
+
+def _comes_back(key: str, form: str, value: str) -> bool:
+    try:
+        line = key_val_dict_to_str({key: form})
+        found = key_val_str_to_dict(line)
+    except ValueError:  # it begins with _JSON and is none
+        return False
+    return line.isprintable() and list(found) == [key] and isinstance(found[key], str) and found[key] == value
 
 
 def _pseudopotentials(label: dict[str, Any], atoms: Atoms) -> Iterator[tuple[str, tuple[str, str]]]:

@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
-from itertools import chain, count, takewhile
+import contextlib
+import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from fireworks import FiretaskBase, FWAction, explicit_serialize
 
-from dftfactory.config import DFTConfig, WorkerConfig
-from dftfactory.errors import CalculationError, ConfigError
+from dftfactory.claims import Claims, look_at, make_claim
+from dftfactory.errors import CalculationError, ClaimedError, LaunchPadAwayError, LaunchPadError
 from dftfactory.giving_up import details_of_softened
-from dftfactory.history import foreign_file, has_history, read_history
-from dftfactory.inputs import read_pw_input
 from dftfactory.jobs import may_resume
-from dftfactory.labels import (
-    CALCULATION_ID,
-    FORCES_EXPLANATION,
-    LENGTH_TOLERANCE,
-    fingerprint,
-    forces_above,
-    make_label,
-    read_label,
-    structure_from_dict,
-    write_label,
-)
-from dftfactory.moments import MOMENT_TOLERANCE, starting_moments
+from dftfactory.labels import FORCE, FORCES_EXPLANATION, forces_above, make_label, write_label
+from dftfactory.launch_folders import claim_folder, find_label, find_unfinished, settle
+from dftfactory.offline import earlier_launch_dirs, give_zopen_its_mode
+from dftfactory.orphans import take_over_folder
+from dftfactory.patience import patiently
 from dftfactory.results import DFTResult
 from dftfactory.runner import QERunner
-from dftfactory.store import LabelStore
+from dftfactory.specification import Specification
+from dftfactory.store import LabelStore, at_most, launchpad_errors
 
 if TYPE_CHECKING:
     from fireworks import LaunchPad
-
-# In each folder that a calculation has taken: its calculation_id.
-CLAIM = "calculation_id"
 
 
 @explicit_serialize
@@ -53,148 +41,152 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
     launchpad: LaunchPad | None = None
     fw_id: int | None = None
 
+    @classmethod
+    def from_dict(cls, m_dict: dict[str, Any]) -> RunDFT:
+        """Read a task; a rocket in offline mode needs help before it goes on, see there."""
+        give_zopen_its_mode()
+        return cls(m_dict)
+
     def run_task(self, fw_spec: dict[str, Any]) -> FWAction:
         """Compute the label, or find that it is already there."""
-        spec = _Spec(fw_spec)
-        store = LabelStore(self.launchpad) if self.launchpad is not None else None
-        label = store.get(spec.fingerprint) if store is not None else None
-        if label is not None and label["quality"] == "exact":
-            _refuse_large_forces(label, spec)
-            return FWAction(stored_data={**_summary(label), "reused": True})
-        launch_dirs = [Path.cwd(), *self._earlier_launch_dirs()]
-        run_dir, label = _find_label(launch_dirs, spec)
-        unwritten: OSError | None = None
-        if label is None:
-            run_dir = _find_unfinished(launch_dirs, spec) or _claim_folder(Path.cwd(), spec)
-            label = self._compute(spec, run_dir)
-            try:
-                write_label(run_dir, label)
-            except OSError as error:
-                # A full disk: the store is then the only place that can keep it.
-                unwritten = error
-        if store is not None:
-            store.put(label)
-        elif unwritten is not None:
-            raise unwritten
-        if label["quality"] != "exact":
-            raise _only_softened(label, run_dir)
-        return FWAction(stored_data={**_summary(label), "run_dir": str(run_dir)})
+        spec = Specification(fw_spec)
+        if self.launchpad is None or self.fw_id is None:  # offline: `dftfactory recover` stores what is on the disk
+            label, run_dir, unwritten = self._find_or_compute(spec, [Path.cwd(), *earlier_launch_dirs(Path.cwd())])
+            if unwritten is not None:
+                raise unwritten
+            return _action(label, run_dir)
+        return self._run_online(spec, self.launchpad, self.fw_id)
 
-    def _compute(self, spec: _Spec, run_dir: Path) -> dict[str, Any]:
-        runner = QERunner(spec.config, spec.worker, spec.md5)
-        # Read before the run: afterwards a folder that has gone would cost the label.
-        pseudopotentials = runner.pseudopotentials(spec.atoms)
-        if may_resume(run_dir):
-            result = runner.resume(run_dir, softened=True)
+    def _run_online(self, spec: Specification, launchpad: LaunchPad, fw_id: int) -> FWAction:
+        """Claim the fingerprint, so that nobody else computes it meanwhile, and store the label."""
+        claims, store, patience = Claims(launchpad), LabelStore(launchpad), spec.worker.database_seconds
+        claim = make_claim(spec.fingerprint, fw_id, Path.cwd())
+        other = patiently(lambda: claims.take(claim), patience)
+        if other is not None:
+            return _linked(other, spec, fw_id)
+        try:
+            label = patiently(lambda: store.get(spec.fingerprint), patience)
+            if label is not None and spec.force is not None and label.get(FORCE) != spec.force:
+                patiently(lambda: store.set_aside([spec.fingerprint]), patience)
+                label = None
+            if label is not None and label["quality"] == "exact":
+                _refuse_large_forces(label, spec)
+                return FWAction(stored_data={**summary_of(label), "reused": True})
+            launch_dirs = [Path.cwd(), *patiently(lambda: _earlier_launch_dirs(launchpad, fw_id), patience)]
+            label, run_dir, unwritten = self._find_or_compute(spec, launch_dirs)
+            _store(label, run_dir, unwritten, store, patience)
+            return _action(label, run_dir)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            _end_rocket(stop, claims, claim, launchpad, fw_id)
+            raise
+        finally:
+            # Else it goes with this process.
+            with contextlib.suppress(LaunchPadError):
+                claims.give_back(claim)
+
+    def _find_or_compute(
+        self, spec: Specification, launch_dirs: list[Path]
+    ) -> tuple[dict[str, Any], Path, OSError | None]:
+        """Return the label, its folder, and why it could not be written there."""
+        if (found := find_label(launch_dirs, spec)) is not None:
+            return found[1], found[0], None
+        settle(launch_dirs, spec)
+        run_dir = find_unfinished(launch_dirs, spec)
+        if run_dir is None:
+            run_dir = claim_folder(Path.cwd(), spec, self.fw_id)
         else:
-            result = runner.run(spec.atoms, run_dir, spec.calculation_id, softened=True)
-        return make_label(result, spec.fingerprint, spec.config, pseudopotentials)
-
-    def _earlier_launch_dirs(self) -> list[Path]:
-        """Folders of earlier launches of this Firework that this machine can see: each launch has a new one."""
-        if self.launchpad is None:
-            return []
-        launches = self.launchpad.launches.find({"fw_id": self.fw_id}, {"_id": 0, "launch_dir": 1})
-        return [path for launch in launches if (path := Path(launch["launch_dir"])).is_dir()]
-
-
-class _Spec:
-    """The specification of a Firework, read back through the validating constructors."""
-
-    def __init__(self, fw_spec: dict[str, Any]) -> None:
+            take_over_folder(run_dir, spec.calculation_id, self.fw_id)
+        label = _compute(spec, run_dir)
         try:
-            self.calculation_id = str(fw_spec["calculation_id"])
-            self.fingerprint = str(fw_spec["fingerprint"])
-            files = {element: str(entry["file"]) for element, entry in fw_spec["pseudopotentials"].items()}
-            self.md5 = {element: str(entry["md5"]) for element, entry in fw_spec["pseudopotentials"].items()}
-            config = {**fw_spec["config"], "pseudopotentials": files}
-            self.atoms = structure_from_dict(fw_spec["structure"])
-            if missing := sorted(set(self.atoms.symbols) - set(files)):
-                raise KeyError(f"pseudopotential of {', '.join(missing)}")
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"the specification of the Firework is damaged: {error!r}; submit it again") from error
-        if not CALCULATION_ID.fullmatch(self.calculation_id):
-            raise ConfigError(
-                f"calculation_id {self.calculation_id!r} of the specification is not fit for the name of a folder; "
-                "submit it again"
-            )
-        self.config = DFTConfig(**config)
-        try:
-            self.worker = WorkerConfig.from_fw_env(fw_spec.get("_fw_env"))
-        except ConfigError as error:
-            raise ConfigError(f"`env` of this worker's my_fworker.yaml: {error.message}", **error.details) from error
-        computed = fingerprint(self.atoms, self.config, self.md5)
-        if computed != self.fingerprint:
-            raise ConfigError(
-                f"the fingerprint of the specification, {self.fingerprint}, does not belong to its structure and "
-                f"configuration ({computed}): it was changed after it was submitted; submit it again"
-            )
+            write_label(run_dir, label)
+        except OSError as error:
+            # A full disk: the store is then the only place that can keep it.
+            return label, run_dir, error
+        return label, run_dir, None
 
 
-def _own_folders(launch_dir: Path, spec: _Spec) -> Iterator[Path]:
-    """Where a calculation may be: `rlaunch singleshot` runs one after the other, or two at once, in one folder."""
-    yield launch_dir
-    yield launch_dir / spec.calculation_id
-    yield from (launch_dir / f"{spec.calculation_id}_{n}" for n in count(1))
+def _compute(spec: Specification, run_dir: Path) -> dict[str, Any]:
+    runner = QERunner(spec.config, spec.worker, spec.md5)
+    # Read before the run: afterwards a folder that has gone would cost the label.
+    pseudopotentials = runner.pseudopotentials(spec.atoms)
+    if may_resume(run_dir):
+        result = runner.resume(run_dir, softened=True)
+    else:
+        result = runner.run(spec.atoms, run_dir, spec.calculation_id, softened=True)
+    return make_label(result, spec.fingerprint, spec.config, pseudopotentials, spec.force)
 
 
-def _earlier_folders(launch_dirs: list[Path], spec: _Spec) -> Iterator[Path]:
-    """Where a calculation of this name has been before, in these launch folders."""
-    return chain.from_iterable(takewhile(Path.is_dir, _own_folders(path, spec)) for path in launch_dirs)
+def _store(label: dict[str, Any], run_dir: Path, unwritten: OSError | None, store: LabelStore, patience: float) -> None:
+    """Store a label however long the database is away; what is on the disk may wait there."""
+    try:
+        patiently(lambda: store.put(label), patience)
+    except LaunchPadAwayError as error:
+        if unwritten is not None:
+            raise unwritten from error
+        raise LaunchPadAwayError(
+            f"{error.message.partition(';')[0]}; the label is in {run_dir}: `dftfactory recover` stores it when the "
+            "database is back",
+            run_dir=str(run_dir),
+        ) from error
 
 
-def _find_label(launch_dirs: list[Path], spec: _Spec) -> tuple[Path, dict[str, Any] | None]:
-    """Find the label of an earlier launch that could not be stored."""
-    for folder in _earlier_folders(launch_dirs, spec):
-        label = read_label(folder)
-        if label is not None and label["fingerprint"] == spec.fingerprint:
-            return folder, label
-    return launch_dirs[0], None
+@launchpad_errors()
+def _earlier_launch_dirs(launchpad: LaunchPad, fw_id: int) -> list[Path]:
+    """Folders of earlier launches of a Firework that this machine can see: each launch has a new one."""
+    launches = launchpad.launches.find({"fw_id": fw_id}, {"_id": 0, "launch_dir": 1})
+    return [path for launch in launches if (path := Path(launch["launch_dir"])).is_dir()]
 
 
-def _find_unfinished(launch_dirs: list[Path], spec: _Spec) -> Path | None:
-    """Find an earlier launch of this very calculation whose time was over, and whose state is there to go on from."""
-    folders = _earlier_folders(launch_dirs, spec)
-    return next((folder for folder in folders if may_resume(folder) and _has_begun(folder, spec)), None)
+def _end_rocket(
+    stop: KeyboardInterrupt | SystemExit, claims: Claims, claim: dict[str, Any], launchpad: LaunchPad, fw_id: int
+) -> None:
+    """End this process as the signal demands that has stopped pw.x, with the Firework READY for another one.
+
+    FireWorks would make it FIZZLED, and `rlaunch rapidfire` begin the next one in a job that is about to be killed.
+    """
+    number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0) - 128
+    if number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        return  # no signal: somebody called sys.exit
+    # A queue kills half a minute later; what is not done until then, `dftfactory reconcile` does.
+    with contextlib.suppress(Exception), at_most(10):
+        claims.give_back(claim)
+        launchpad.rerun_fw(fw_id)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
-def _has_begun(folder: Path, spec: _Spec) -> bool:
-    """Whether the calculation of the specification is the one in a folder; the name alone does not tell."""
-    prescribed, begun = read_history(folder)["prescribed"], read_pw_input(folder / "pw.in")
-    moments, began_from = starting_moments(spec.atoms, spec.config.magnetism), prescribed.get("starting_moments")
-    return bool(
-        prescribed.get("label_parameters") == spec.config.label_parameters()
-        and prescribed["md5"] == spec.md5
-        and prescribed.get("pbc") == spec.atoms.pbc.tolist()
-        and begun.symbols == tuple(spec.atoms.symbols)
-        and np.allclose(begun.cell, spec.atoms.cell, atol=LENGTH_TOLERANCE)
-        and np.allclose(begun.positions, spec.atoms.positions, atol=LENGTH_TOLERANCE)
-        and (moments is None) == (began_from is None)
-        and (moments is None or np.allclose(moments, began_from, atol=MOMENT_TOLERANCE))
+def _linked(other: dict[str, Any], spec: Specification, fw_id: int) -> FWAction:
+    """Leave the label to the rocket that computes it already."""
+    if other["fw_id"] == fw_id:
+        raise ClaimedError(
+            f"an earlier launch of {spec.calculation_id} still runs ({look_at(other).evidence}) and goes on; "
+            "this one was not needed",
+            run_dir=other["launch_dir"],
+        )
+    return FWAction(
+        stored_data={
+            "calculation_id": spec.calculation_id,
+            "fingerprint": spec.fingerprint,
+            "linked_to": other["fw_id"],
+        }
     )
 
 
-def _claim_folder(launch_dir: Path, spec: _Spec) -> Path:
-    """Take the first folder that no other calculation has, in one step that only one process can do."""
-    for folder in _own_folders(launch_dir, spec):
-        with suppress(FileExistsError):
-            folder.mkdir(exist_ok=True)
-            with (folder / CLAIM).open("x", encoding="utf-8") as claim:
-                claim.write(f"{spec.calculation_id}\n")
-            if not has_history(folder) and foreign_file(folder) is None:
-                return folder
-    raise AssertionError("the folders are endless")
-
-
-def _refuse_large_forces(label: dict[str, Any], spec: _Spec) -> None:
+def _refuse_large_forces(label: dict[str, Any], spec: Specification) -> None:
     """`max_force` is no label parameter: a label of another configuration may be above the one of this."""
     if (reason := forces_above(label, spec.config)) is not None:
         raise CalculationError(
-            reason, **_summary(label), failure="REJECTED", evidence=reason, explanation=FORCES_EXPLANATION
+            reason, **summary_of(label), failure="REJECTED", evidence=reason, explanation=FORCES_EXPLANATION
         )
 
 
-def _summary(label: dict[str, Any]) -> dict[str, Any]:
+def _action(label: dict[str, Any], run_dir: Path) -> FWAction:
+    if label["quality"] != "exact":
+        raise only_softened(label, run_dir)
+    return FWAction(stored_data={**summary_of(label), "run_dir": str(run_dir)})
+
+
+def summary_of(label: dict[str, Any]) -> dict[str, Any]:
     """Return what the web GUI shows of a finished Firework, in eV, Å and seconds."""
     result = DFTResult.from_dict(label["result"])
     return {
@@ -213,11 +205,12 @@ def _summary(label: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _only_softened(label: dict[str, Any], run_dir: Path) -> CalculationError:
+def only_softened(label: dict[str, Any], run_dir: Path) -> CalculationError:
+    """Return the error of a Firework whose label is not exact."""
     result = DFTResult.from_dict(label["result"])
     return CalculationError(
         f"{label['calculation_id']}: the SCF converged at degauss = {result.degauss:g} Ry only; "
         "the softened label is stored and left out of exports unless asked for",
-        **{**_summary(label), **details_of_softened(result)},
+        **{**summary_of(label), **details_of_softened(result)},
         run_dir=str(run_dir),
     )

@@ -65,7 +65,7 @@ def read_history(run_dir: Path) -> dict[str, Any]:
     try:
         history: dict[str, Any] = json.loads((run_dir / HISTORY).read_text(encoding="utf-8"))
         _ = history["attempts"][-1]["parameters"], history["prescribed"], history["configured"], history["ladder"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ParserError(f"{run_dir / HISTORY} cannot be read ({error}); start again in an empty folder") from error
     return history
 

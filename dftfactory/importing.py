@@ -18,9 +18,14 @@ from ase.io import iread
 from dftfactory.candidates import OUTCOME_KEYS, checked_calculation_id, claim
 from dftfactory.database import database_errors, database_name, open_candidates, transaction
 from dftfactory.errors import CandidateError
+from dftfactory.inputs import too_many_atoms
+from dftfactory.structures import file_problem
 
 # Keys that mean something to us: the same word in an imported file means something else.
 _OUR_KEYS = {"status", "fingerprint", "source", "digest", *OUTCOME_KEYS}
+
+# Characters of a text that is a key; longer ones are data.
+_KEY_LENGTH = 1000
 
 
 def candidate_database_for(structure_file: Path) -> Path:
@@ -85,7 +90,7 @@ def _import_frames(structure_file: Path, db: Database) -> tuple[int, int]:
     n_imported = 0
     n_frames = 0
     for n_frames, atoms in enumerate(_read_frames(structure_file), start=1):
-        source = f"{structure_file.name}#{n_frames - 1}"
+        source = f"{_printable(structure_file.name)}#{n_frames - 1}"
         digest = _digest(atoms)
         if digest in digests:
             continue
@@ -103,8 +108,8 @@ def _import_frames(structure_file: Path, db: Database) -> tuple[int, int]:
 
 
 def _read_frames(path: Path) -> Iterator[Atoms]:
-    if path.suffix in (".xyz", ".extxyz"):
-        _check_blank_lines(path)
+    if (problem := file_problem(path)) is not None:
+        raise CandidateError(f"{path} {problem}; nothing was imported")
     frames = iread(str(path), index=slice(None), do_not_split_by_at_sign=True)
     for index in itertools.count():
         try:
@@ -121,25 +126,11 @@ def _read_frames(path: Path) -> Iterator[Atoms]:
         yield atoms
 
 
-def _check_blank_lines(path: Path) -> None:
-    """ASE takes a blank line between two frames for the end of the file, and the rest would be lost without a word."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for index in itertools.count():
-            header = next(lines, "").strip()
-            if not header and any(line.strip() for line in lines):
-                raise CandidateError(
-                    f"{path} has a blank line before frame {index} (the first is 0), where ASE stops reading; "
-                    "remove the blank line; nothing was imported"
-                )
-            if not header.isdecimal():  # the end, or something that ASE itself can explain
-                return
-            next(itertools.islice(lines, int(header), int(header)), None)
-            next(lines, None)
-
-
 def _problem(atoms: Atoms) -> str | None:
     if len(atoms) == 0:
         return "has no atoms"
+    if (reason := too_many_atoms(len(atoms))) is not None:
+        return reason
     if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell).all()):
         return "has a position or cell vector that is not finite"
     if atoms.get_initial_magnetic_moments().ndim > 1:
@@ -172,6 +163,9 @@ def _split_info(info: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def _is_key_value_pair(key: Any, value: Any) -> bool:
     if not isinstance(key, str) or key in _OUR_KEYS or key.startswith("REF_"):
         return False
+    # Keys are read for every row and printed by `ase db`.
+    if isinstance(value, str) and not (len(value) <= _KEY_LENGTH and value.isprintable()):
+        return False
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # ASE warns of keys that it would take for a chemical formula
         try:
@@ -179,6 +173,11 @@ def _is_key_value_pair(key: Any, value: Any) -> bool:
         except (ValueError, UserWarning):
             return False
     return True
+
+
+def _printable(name: str) -> str:
+    """Return a file name with a question mark for what a terminal or SQLite could not take as a letter."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _storable(value: Any) -> Any:

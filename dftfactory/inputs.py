@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAX_KINDS = 10
 # Å; anything further out is a broken structure and not a far one.
 MAX_COORDINATE = 1.0e4
+# A label of pw.x takes a minute of a node for ten atoms and grows with the third power: of this many, years.
+MAX_ATOMS = 5000
 
 
 def check_structure(atoms: Atoms, min_distance_fraction: float = 0.5) -> None:
@@ -46,17 +48,23 @@ def check_structure(atoms: Atoms, min_distance_fraction: float = 0.5) -> None:
     Raises
     ------
     StructureError
-        No atoms, unknown elements, NaN or huge coordinates, no cell or a flat one, atoms on top of each other.
+        No atoms or too many, unknown elements, NaN or huge coordinates, no cell or a flat one, atoms on top of each
+        other.
     """
-    from ase.data import covalent_radii
+    from ase import Atoms
+    from ase.data import chemical_symbols, covalent_radii
+    from ase.geometry import minkowski_reduce
     from ase.neighborlist import neighbor_list
 
     if len(atoms) == 0:
         raise StructureError("the structure has no atoms")
-    if (numbers := atoms.numbers).min() < 1:
-        raise StructureError(
-            f"atom {int(numbers.argmin()) + 1} is no chemical element ({atoms.symbols[numbers.argmin()]})"
-        )
+    if (reason := too_many_atoms(len(atoms))) is not None:
+        raise StructureError(f"the structure {reason}")
+    unknown = np.flatnonzero((atoms.numbers < 1) | (atoms.numbers >= len(chemical_symbols)))
+    if len(unknown):
+        number = int(atoms.numbers[unknown[0]])
+        name = "X" if number == 0 else f"number {number}"
+        raise StructureError(f"atom {int(unknown[0]) + 1} is no chemical element ({name})")
     if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
         raise StructureError("the structure has NaN or infinite coordinates")
     if np.abs(atoms.positions).max() > MAX_COORDINATE or np.abs(atoms.cell.array).max() > MAX_COORDINATE:
@@ -71,10 +79,19 @@ def check_structure(atoms: Atoms, min_distance_fraction: float = 0.5) -> None:
         raise StructureError(
             f"the cell is flat: volume {atoms.cell.volume:.3g} Å³ of lengths {lengths.round(3).tolist()} Å"
         )
-    periodic = atoms.copy()
-    periodic.pbc = True
-    periodic.wrap()
     radii = covalent_radii[atoms.numbers]
+    # The shortest vectors of the same lattice: in a small or skewed cell there would be images without end.
+    cell, _ = minkowski_reduce(atoms.cell)
+    shortest, needed = float(np.linalg.norm(cell, axis=1).min()), 2 * min_distance_fraction * float(radii.min())
+    if shortest < needed:
+        raise StructureError(
+            f"atoms 1 ({atoms.symbols[0]}) and 1 ({atoms.symbols[0]}) are {shortest:.3f} Å apart (the cell repeats), "
+            f"less than {needed:.3f} Å = min_distance_fraction {min_distance_fraction:g} x the sum of covalent radii",
+            atoms=[1, 1],
+            distance=shortest,
+        )
+    periodic = Atoms(atoms.symbols, positions=atoms.positions, cell=cell, pbc=True)
+    periodic.wrap()
     first, second, distances = neighbor_list("ijd", periodic, min_distance_fraction * radii)
     if len(distances):
         n = int((distances / (radii[first] + radii[second])).argmin())
@@ -86,6 +103,13 @@ def check_structure(atoms: Atoms, min_distance_fraction: float = 0.5) -> None:
             atoms=[i + 1, j + 1],
             distance=distance,
         )
+
+
+def too_many_atoms(number: int) -> str | None:
+    """Why a structure of so many atoms is refused; None when it is not."""
+    if number <= MAX_ATOMS:
+        return None
+    return f"has {number} atoms; more than {MAX_ATOMS} are no calculation for pw.x: is it the right structure?"
 
 
 def kpoint_grid(atoms: Atoms, kspacing: float) -> tuple[int, int, int]:

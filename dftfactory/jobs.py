@@ -27,7 +27,7 @@ from dftfactory.interrupts import postponed_signals
 from dftfactory.limits import memory_limit, seconds_left
 from dftfactory.parsers import read_pw_output
 from dftfactory.scratch import is_scratch, make_scratch, release, take
-from dftfactory.sessions import EXIT, seconds_used
+from dftfactory.sessions import EXIT, RUN_DIR, seconds_used
 from dftfactory.sessions import PwProcess as PwProcess
 from dftfactory.watch import Output, Silence, Verdict, Watch
 
@@ -89,7 +89,7 @@ class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
                         stdin=subprocess.DEVNULL,
                         stdout=out,
                         stderr=err,
-                        env=self.worker.process_environment(),
+                        env={**self.worker.process_environment(), RUN_DIR: str(folder)},
                     )
             except OSError as error:
                 # As a shell would say it, so that `diagnose` has one signature for it.
@@ -145,7 +145,7 @@ class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
         if usable is not None and limit == usable:
             limit = float(int(usable))
             if has_history(folder):
-                _note(folder, time_limit={"seconds": limit, "of": "queue"})
+                note(folder, time_limit={"seconds": limit, "of": "queue"})
         path = folder / "pw.in"
         text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         present = re.search(r"^ *max_seconds *= *([^\s,!]+)", text, re.M)
@@ -176,7 +176,7 @@ class _Supervision:
     def _act(self, verdict: Verdict, process: PwProcess) -> None:
         # A full disk takes the record. The run is stopped all the same, unless that needs a file, too.
         with contextlib.suppress(OSError, ParserError):
-            _note(self.folder, stopped={"failure": verdict.failure.value, "evidence": verdict.evidence})
+            note(self.folder, stopped={"failure": verdict.failure.value, "evidence": verdict.evidence})
             if verdict.softly:
                 self.asked_to_stop = True
                 # pw.x looks for it here and in outdir, which may be on another disk.
@@ -194,7 +194,7 @@ class _Supervision:
             write_history(self.folder, history)
 
 
-def _note(run_dir: Path, **facts: Any) -> None:
+def note(run_dir: Path, **facts: Any) -> None:
     """Record facts of the present attempt."""
     history = read_history(run_dir)
     history["attempts"][-1] |= facts
@@ -207,7 +207,7 @@ def _refuse_to_start(folder: Path, evidence: str) -> None:
     (folder / "exit_status").write_text(f"{NO_TIME}\n", encoding="utf-8")
     if has_history(folder):
         failure = Failure.WALLTIME
-        _note(folder, stopped={"failure": failure.value, "evidence": evidence})
+        note(folder, stopped={"failure": failure.value, "evidence": evidence})
         explanation = EXPLANATIONS[failure]
         close_attempt(folder, failure.value, evidence=evidence, explanation=explanation, exit_status=NO_TIME)
     raise NonRecoverableError(evidence, raises=True, handler=None)

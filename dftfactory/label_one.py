@@ -9,6 +9,7 @@ from dftfactory.errors import ConfigError, StructureError
 from dftfactory.labels import fingerprint, forces_above, make_label, read_label, write_label
 from dftfactory.results import DFTResult
 from dftfactory.runner import QERunner
+from dftfactory.structures import file_problem
 
 
 def label_structure_file(
@@ -36,8 +37,11 @@ def label_structure_file(
         raise StructureError(f"{structure_file} does not exist; give a structure file that ASE reads")
     config = DFTConfig.from_yaml(config_file)
     worker = WorkerConfig.find() if worker_file is None else WorkerConfig.from_yaml(worker_file)
+    if (problem := file_problem(structure_file)) is not None:
+        raise StructureError(f"{structure_file} {problem}")
     try:
-        atoms = ase.io.read(structure_file)
+        # An @ in a file name is a letter of it.
+        atoms = ase.io.read(structure_file, do_not_split_by_at_sign=True)
     except Exception as error:  # ASE's readers raise whatever they stumble over
         raise StructureError(f"{structure_file} cannot be read as a structure: {error!r}") from error
     assert isinstance(atoms, Atoms)  # noqa: S101  (one frame was asked for)

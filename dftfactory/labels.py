@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 LABEL_FILE = "label.json"
 # Becomes part of file names, and of the calculation's folder.
 CALCULATION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+# Key of a specification and of its label, where `submit --force` asks for a label although there is one.
+FORCE = "force"
 # Å; two structures that agree to this are the same calculation.
 LENGTH_TOLERANCE = 1e-6
+# Å; pw.x gives positions and cell back in bohr, with the digits of its output.
+RESULT_TOLERANCE = 1e-4
 # What `forces_above` means to a user.
 FORCES_EXPLANATION = "the label is one of another configuration, and its forces are above the bound of this one"
 # Without one of them a label file is damaged; the result has keys of its own.
@@ -56,14 +60,17 @@ def structure_from_dict(values: Mapping[str, Any]) -> Atoms:
     from ase import Atoms
 
     try:
+        symbols = values["symbols"]
+        if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+            raise ValueError("symbols must be a list of text")
         return Atoms(
-            values["symbols"],
+            symbols,
             positions=values["positions"],
             cell=values["cell"],
             pbc=values["pbc"],
             magmoms=values.get("initial_magnetic_moments"),
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise StructureError(f"the structure of the specification is damaged: {error!r}") from error
 
 
@@ -118,7 +125,11 @@ def fingerprint_of(atoms: Atoms, label_parameters: Mapping[str, Any], md5: Mappi
 
 
 def make_label(
-    result: DFTResult, name: str, config: DFTConfig, pseudopotentials: Mapping[str, Pseudopotential]
+    result: DFTResult,
+    name: str,
+    config: DFTConfig,
+    pseudopotentials: Mapping[str, Pseudopotential],
+    force: str | None = None,
 ) -> dict[str, Any]:
     """Return the record of one label: what it is (`fingerprint` is its name), how it was obtained, and the result."""
     from ase.formula import Formula
@@ -139,7 +150,34 @@ def make_label(
         },
         "created_on": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dftfactory": __version__,
+        **({} if force is None else {FORCE: force}),
     }
+
+
+def misfit(label: Mapping[str, Any], atoms: Atoms) -> str | None:
+    """Why a label is not one for these atoms, by its fingerprint and by its result; None when it is.
+
+    Raises
+    ------
+    ParserError
+        The label is damaged.
+    """
+    try:
+        md5 = {element: entry["md5"] for element, entry in label["pseudopotentials"].items()}
+        result = DFTResult.from_dict(label["result"])
+        # Symbols, positions, cell, pbc and starting moments are all in it.
+        elements_differ = set(atoms.symbols) != set(result.symbols)
+        same = not elements_differ and fingerprint_of(atoms, label["label_parameters"], md5) == label["fingerprint"]
+        same_result = same and (
+            result.symbols == tuple(atoms.symbols)
+            and np.allclose(result.positions, atoms.positions, rtol=0, atol=RESULT_TOLERANCE)
+            and np.allclose(result.cell, atoms.cell.array, rtol=0, atol=RESULT_TOLERANCE)
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ParserError(f"the label is damaged ({error!r})") from error
+    if not same:
+        return "it belongs to other atoms or starting moments"
+    return None if same_result else "its result is that of other atoms than its fingerprint names"
 
 
 def forces_above(label: Mapping[str, Any], config: DFTConfig) -> str | None:
@@ -173,10 +211,15 @@ def read_label(run_dir: Path) -> dict[str, Any] | None:
         return None
     try:
         label: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        DFTResult.from_dict(label["result"])
+        result = DFTResult.from_dict(label["result"])
+        numbers = (result.energy, result.forces, result.stress, result.positions, result.cell)
+        if not all(np.isfinite(np.asarray(array, dtype=float)).all() for array in numbers):
+            raise ValueError("a number is not finite")
+        if result.forces.shape != (len(result.symbols), 3) or result.stress.shape != (3, 3):
+            raise ValueError("forces and stress do not fit the atoms")
         if missing := [key for key in _KEYS if key not in label]:
             raise KeyError(*missing)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ParserError(f"{path} is damaged ({error!r}); remove it to compute the label again") from error
     return label
 
@@ -185,6 +228,8 @@ def _rounded(values: Any, tolerance: float) -> list[Any]:
     array = np.asarray(values, dtype=float)
     if not np.isfinite(array).all():
         raise StructureError("the structure has NaN or infinite coordinates or moments")
+    if (np.abs(array) > 1e9).any():  # beyond whole numbers of 64 bits, all would be the same
+        raise StructureError("the structure has coordinates or moments beyond all bounds")
     rounded: list[Any] = np.rint(array / tolerance).astype(np.int64).tolist()
     return rounded
 

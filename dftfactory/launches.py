@@ -9,16 +9,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dftfactory.labels import FORCE
 from dftfactory.store import launchpad_errors
 
 if TYPE_CHECKING:
     from fireworks import LaunchPad, Workflow
 
 # Nothing more will happen to such a Firework by itself.
-_OVER = ("COMPLETED", "FIZZLED", "DEFUSED", "ARCHIVED")
+OVER = ("COMPLETED", "FIZZLED", "DEFUSED", "ARCHIVED")
 # What an error's details say beside its message and its failure.
 _FACTS = ("level", "evidence", "explanation")
-_OURS = {"spec.fingerprint": {"$exists": True}}
+# Query of the Fireworks that run RunDFT.
+OURS = {"spec.fingerprint": {"$exists": True}}
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,24 @@ class FireworkState:
     @property
     def is_over(self) -> bool:
         """Whether nothing more will happen to it by itself; where there is no label, it has failed to give one."""
-        return self.state in _OVER
+        return self.state in OVER
 
 
 def find_fireworks(launchpad: LaunchPad, fingerprints: Iterable[str]) -> dict[str, FireworkState]:
-    """Fingerprint → its Firework; of several, one that still runs or will run, else the newest."""
+    """Fingerprint → its Firework; of several, one that still runs or will run, else one that failed, else the newest.
+
+    Of Fireworks with the same fingerprint only one computes, and the others end COMPLETED, linked to it: when it fails,
+    it is the one that knows why.
+    """
     found = launchpad.fireworks.find(
         {"spec.fingerprint": {"$in": list(fingerprints)}},
         {"_id": 0, "fw_id": 1, "state": 1, "spec.fingerprint": 1},
     )
-    best_last = sorted(found, key=lambda entry: (entry["state"] not in _OVER, entry["fw_id"]))
+
+    def rank(entry: dict[str, Any]) -> tuple[bool, bool, int]:
+        return entry["state"] not in OVER, entry["state"] == "FIZZLED", entry["fw_id"]
+
+    best_last = sorted(found, key=rank)
     return {entry["spec"]["fingerprint"]: FireworkState(entry["fw_id"], entry["state"]) for entry in best_last}
 
 
@@ -65,7 +75,7 @@ def run_again(launchpad: LaunchPad, firework: FireworkState, workflow: Workflow)
     spec = workflow.fws[0].spec
     launchpad.fireworks.update_one(
         {"fw_id": firework.fw_id, "state": firework.state},
-        {"$set": {f"spec.{key}": spec[key] for key in ("config", "pseudopotentials")}},
+        {"$set": {f"spec.{key}": spec[key] for key in ("config", "pseudopotentials", FORCE) if key in spec}},
     )
     if firework.state == "DEFUSED":
         launchpad.reignite_fw(firework.fw_id)
@@ -91,7 +101,7 @@ def find_reasons(launchpad: LaunchPad, fireworks: Iterable[FireworkState]) -> di
 def count_fireworks(launchpad: LaunchPad) -> dict[str, int]:
     """Return the number of our Fireworks by state; states that have none are left out."""
     groups = launchpad.fireworks.aggregate(
-        [{"$match": _OURS}, {"$group": {"_id": "$state", "number": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
+        [{"$match": OURS}, {"$group": {"_id": "$state", "number": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
     )
     return {str(group["_id"]): int(group["number"]) for group in groups}
 
@@ -99,7 +109,7 @@ def count_fireworks(launchpad: LaunchPad) -> dict[str, int]:
 @launchpad_errors()
 def count_failures(launchpad: LaunchPad) -> dict[str, int]:
     """Return the number of FIZZLED Fireworks by failure, the most frequent first. Two queries."""
-    last_launch = _last_launches(launchpad, {**_OURS, "state": "FIZZLED"})
+    last_launch = _last_launches(launchpad, {**OURS, "state": "FIZZLED"})
     failures = Counter(_failure(exception) for _, exception in _exceptions(launchpad, list(last_launch.values())))
     failures["UNKNOWN"] += len(last_launch) - failures.total()
     return dict((+failures).most_common())
@@ -132,7 +142,9 @@ def _failure(exception: dict[str, Any]) -> str:
 
 def _reason(fw_id: int, state: str, exception: dict[str, Any]) -> dict[str, Any]:
     if state == "COMPLETED":
-        return {"reason": f"Firework {fw_id} is COMPLETED, but the LaunchPad has lost its label", "failure": "LOST"}
+        cure = "`dftfactory recover` looks on the disk"
+        said = f"Firework {fw_id} is COMPLETED, and the LaunchPad has no label of it: {cure}"
+        return {"reason": said, "failure": "LOST"}
     if state != "FIZZLED":
         return {"reason": f"Firework {fw_id} was {state} by hand", "failure": state}
     details = exception.get("_details") or {}

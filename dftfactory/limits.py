@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
 from functools import lru_cache
 from pathlib import Path
 
+from dftfactory.queues import ask
 from dftfactory.sessions import session_members, start_of
 
 # An unreachable queue lets its commands hang; a calculation can do without the answer.
@@ -102,19 +102,8 @@ def _lsf_left(job: str) -> float | None:
 
 def _said(command: list[str]) -> str | None:
     """Output of a command of the queue; None when it is not there, fails, or does not answer."""
-    try:
-        process = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=COMMAND_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return process.stdout
+    process = ask(command, COMMAND_SECONDS)
+    return process.stdout if process is not None and process.returncode == 0 else None
 
 
 def _seconds(text: str) -> float | None:

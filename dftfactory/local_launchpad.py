@@ -2,16 +2,19 @@
 
 The server runs in the background (`local_server`), in a folder that holds
 
-    my_launchpad.yaml   what `lpad -l`, `rlaunch -l` and `load_launchpad` read
+    my_launchpad.yaml   what `lpad -l`, `rlaunch -l` and `load_launchpad` read, with the password
     server.json         which process serves the folder; gone after a stop
     server.log          what the server said
     database/           what is in the LaunchPad
+
+All of it is its owner's alone (`keep_private`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import socket
@@ -23,15 +26,18 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from dftfactory.errors import LaunchPadError
 from dftfactory.launchpad import FIRST_LINE, LAUNCHPAD_FILE, connect, read_launchpad_file
-from dftfactory.local_server import SECANTUS_VERSION
+from dftfactory.local_server import SECANTUS_VERSION, USER
 from dftfactory.server_process import (
     ServerProcess,
     end_process,
     forget_server,
     is_running,
+    keep_private,
+    open_private,
     read_server,
     remember_server,
     write_private,
@@ -46,16 +52,17 @@ LAUNCHPAD_FILE_TEXT = (
     + """\
 # dftfactory launchpad start --dir {folder}
 # FireWorks' own commands read it too:   lpad -l my_launchpad.yaml get_fws   rlaunch -l my_launchpad.yaml rapidfire
-# The server listens on this machine only, and asks for no password: everybody who can log in here can use it, and
-# what stands in a LaunchPad gets executed. On a machine that you share, use a MongoDB with a password.
+# The server listens on this machine only, and the password keeps its other users out: this file is for you alone.
 host: 127.0.0.1
 port: {port}
 name: fireworks
-username: null
-password: null
-authsource: null
+username: {user}
+password: {password}
+authsource: admin
 uri_mode: false
-mongoclient_kwargs: {{}}
+# How long a rocket waits, in ms, for a server that was stopped or killed and is started again: after that FireWorks
+# drops what it wanted to store.
+mongoclient_kwargs: {{serverSelectionTimeoutMS: 120000}}
 logdir: null
 strm_lvl: WARNING
 user_indices: []
@@ -94,14 +101,15 @@ class LocalLaunchPadStatus:
 def start_local_launchpad(folder: Path) -> LocalLaunchPad:
     """Start the server of a folder, or return the one that is running.
 
-    The folder is made when there is none, the port of an earlier start is kept while it is free, and a new database
-    gets FireWorks' counters and indexes.
+    The folder is made when there is none. The password is made at the first start and kept, as the port is while it is
+    free. A server whose password is not known, because it had none yet or the file is gone, is stopped and started
+    with a new one. A new database gets FireWorks' counters and indexes.
 
     Raises
     ------
     LaunchPadError
-        SecantusDB is missing or of another version, the folder has a my_launchpad.yaml of the user's own, its server
-        runs on another machine, or the server did not start: then with the last lines of its log.
+        SecantusDB is missing or of another version, others can write to the folder, its my_launchpad.yaml is the
+        user's own, its server runs on another machine or did not start: then with the last lines of its log.
     """
     _check_secantus_version()
     folder = folder.resolve()
@@ -110,14 +118,24 @@ def start_local_launchpad(folder: Path) -> LocalLaunchPad:
     except OSError as error:
         raise LaunchPadError(f"cannot make the folder {folder}: {error.strerror}", folder=str(folder)) from error
     launchpad_file = folder / LAUNCHPAD_FILE
+    keep_private(folder)
     with _only_one_at_a_time(folder):
-        earlier_port = _read_own_port(launchpad_file)
+        earlier = _read_own_settings(launchpad_file)
+        password = earlier.get("password") or secrets.token_hex(32)
         server = read_server(folder)
+        if server is not None and is_running(server) and not earlier.get("password"):
+            end_process(server)
         already_running = server is not None and is_running(server)
+        earlier_port = earlier.get("port") if server is None else server.port
+        port = server.port if server is not None and already_running else _choose_port(earlier_port)
+        # Before the start: a server whose password is nowhere would be of no use.
+        write_private(
+            launchpad_file,
+            LAUNCHPAD_FILE_TEXT.format(folder=folder, port=port, user=USER, password=json.dumps(password)),
+        )
         if server is None or not already_running:
-            server = _start_server(folder, _choose_port(earlier_port))
+            server = _start_server(folder, port, password)
         _initialise_once(folder, server)
-        write_private(launchpad_file, LAUNCHPAD_FILE_TEXT.format(folder=folder, port=server.port))
     return LocalLaunchPad(folder, server.port, server.pid, _utc(server.started), launchpad_file, already_running)
 
 
@@ -173,17 +191,16 @@ def _check_secantus_version() -> None:
         )
 
 
-def _read_own_port(launchpad_file: Path) -> int | None:
-    """Return the port of an earlier start, from the file that it wrote."""
+def _read_own_settings(launchpad_file: Path) -> dict[str, Any]:
+    """Return what an earlier start wrote, with its port and, since there is one, its password."""
     if not launchpad_file.exists():
-        return None
+        return {}
     if not launchpad_file.read_text(encoding="utf-8", errors="replace").startswith(FIRST_LINE):
         raise LaunchPadError(
             f"{launchpad_file} is your own and is not overwritten: it already names a LaunchPad; "
             "for a local one besides, give another folder with --dir"
         )
-    port = read_launchpad_file(launchpad_file).get("port")
-    return port if isinstance(port, int) else None
+    return read_launchpad_file(launchpad_file)
 
 
 def _choose_port(earlier_port: int | None) -> int:
@@ -202,12 +219,12 @@ def _choose_port(earlier_port: int | None) -> int:
     raise LaunchPadError("no free port on 127.0.0.1")
 
 
-def _start_server(folder: Path, port: int) -> ServerProcess:
+def _start_server(folder: Path, port: int, password: str) -> ServerProcess:
     log = folder / "server.log"
-    command = [sys.executable, "-m", "dftfactory.local_server", "--dir", str(folder), "--port", str(port)]
+    command = [sys.executable, "-m", "dftfactory.local_server", "--dir", str(folder)]
     # It runs in its own folder, where no file of the user's can stand in for a module, and finds the same packages.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)}
-    with log.open("ab") as log_file:
+    with open_private(log) as log_file:
         log_file.seek(0, os.SEEK_END)
         log_start = log_file.tell()
         started = time.time()
@@ -222,7 +239,7 @@ def _start_server(folder: Path, port: int) -> ServerProcess:
         )
     server = remember_server(folder, process.pid, port, started)
     try:
-        _wait_for_answer(process, port)
+        _wait_for_answer(process, port, password)
     except BaseException as error:
         process.kill()
         process.wait()
@@ -231,17 +248,18 @@ def _start_server(folder: Path, port: int) -> ServerProcess:
             raise
         last_lines = log.read_bytes()[log_start:].decode(errors="replace").splitlines()[-10:]
         raise LaunchPadError(
-            "\n".join([f"the local LaunchPad did not start: {error}; the end of {log}:", *last_lines]),
+            " | ".join([f"the local LaunchPad did not start: {error}; the end of {log}", *last_lines]),
             log=last_lines,
         ) from None
     return server
 
 
-def _wait_for_answer(process: subprocess.Popen[bytes], port: int) -> None:
-    """Wait until our own process, and no other on that port, answers a command."""
+def _wait_for_answer(process: subprocess.Popen[bytes], port: int, password: str) -> None:
+    """Wait until our own process, and no other on that port, answers a command after a login."""
     from pymongo import MongoClient
     from pymongo.errors import PyMongoError
 
+    login = {"username": USER, "password": password, "authSource": "admin"}
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -249,7 +267,7 @@ def _wait_for_answer(process: subprocess.Popen[bytes], port: int) -> None:
         # pymongo tries again only every half second, so it is asked once somebody listens.
         with contextlib.suppress(OSError, PyMongoError):
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            with MongoClient("127.0.0.1", port, serverSelectionTimeoutMS=1000) as client:
+            with MongoClient("127.0.0.1", port, serverSelectionTimeoutMS=1000, **login) as client:
                 if client.admin.command("serverStatus")["pid"] == process.pid:
                     return
         time.sleep(0.05)
@@ -258,18 +276,20 @@ def _wait_for_answer(process: subprocess.Popen[bytes], port: int) -> None:
 
 def _initialise_once(folder: Path, server: ServerProcess) -> None:
     """Give a new database FireWorks' counters and indexes; one that has counters is left alone."""
+    import pymongo
     from pymongo.errors import PyMongoError
 
-    settings = {"host": "127.0.0.1", "port": server.port, "name": "fireworks"}
-    launchpad = connect(settings, folder / LAUNCHPAD_FILE)
+    launchpad_file = folder / LAUNCHPAD_FILE
+    launchpad = connect(read_launchpad_file(launchpad_file), launchpad_file)
     try:
-        if launchpad.fw_id_assigner.find_one() is None:
-            # With a limit of 0 FireWorks itself refuses when there is a single workflow to lose.
-            launchpad.reset("", require_password=False, max_reset_wo_password=0)
+        with pymongo.timeout(START_SECONDS):
+            if launchpad.fw_id_assigner.find_one() is None:
+                # With a limit of 0 FireWorks itself refuses when there is a single workflow to lose.
+                launchpad.reset("", require_password=False, max_reset_wo_password=0)
     except PyMongoError as error:
         raise LaunchPadError(
-            f"the local LaunchPad (pid {server.pid}) runs and does not answer: see {folder / 'server.log'}, "
-            f"or run `dftfactory launchpad stop --dir {folder}`"
+            f"the local LaunchPad (pid {server.pid}) runs and does not answer, or not to the password in "
+            f"{launchpad_file}: see {folder / 'server.log'}, or `dftfactory launchpad stop --dir {folder}` and start it"
         ) from error
     finally:
         launchpad.connection.close()
@@ -278,7 +298,8 @@ def _initialise_once(folder: Path, server: ServerProcess) -> None:
 @contextlib.contextmanager
 def _only_one_at_a_time(folder: Path) -> Iterator[None]:
     """Let one start or stop work in a folder; the lock ends with the process that holds it."""
-    with (folder / "start.lock").open("w") as lock:
+    # Private, because whoever can read it can hold it.
+    with open_private(folder / "start.lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -119,4 +119,8 @@ def has_gap(xml: PwXml, width: float) -> bool:
 
 def _gaussian(distances: FloatArray) -> FloatArray:
     """Occupation, 0 to 1, of levels so many widths below the Fermi level."""
-    return np.array([0.5 * math.erfc(-distance) for distance in distances])
+    occupations = (distances > 0).astype(float)
+    # Farther away it is 0 or 1 to the last bit.
+    near = np.abs(distances) < 7
+    occupations[near] = [0.5 * math.erfc(-distance) for distance in distances[near]]
+    return occupations

@@ -7,6 +7,8 @@ used, a text that is whole serves alone, and the result says so. `pw_text` and `
 from __future__ import annotations
 
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from dftfactory.errors import (
     InconsistentOutputError,
     InputError,
     NotConvergedError,
+    ParserError,
 )
 from dftfactory.foreign import check_foreign
-from dftfactory.history import current_parameters, has_history, read_history
+from dftfactory.history import HISTORY, current_parameters, has_history, read_history
 from dftfactory.inputs import PwInput, read_pw_input
 from dftfactory.occupations import check_bands, check_fermi_level, had_room
 from dftfactory.pw_text import PwText as PwText
@@ -27,7 +30,8 @@ from dftfactory.pw_text import last_run as last_run
 from dftfactory.pw_text import parse_text as parse_text
 from dftfactory.pw_xml import PwXml, read_xml
 from dftfactory.results import DFTResult, FloatArray
-from dftfactory.text_checks import Label, check_parameters, check_repetitions, check_text
+from dftfactory.settings import is_finite_number
+from dftfactory.text_checks import Label, check_gap, check_parameters, check_repetitions, check_text
 from dftfactory.units import BOHR, HARTREE, RYDBERG
 
 # Two units of the last digit that pw.x prints: its own rounding and the one of the XML.
@@ -36,6 +40,9 @@ FORCE_DIGITS = 2e-8  # Ry/bohr
 STRESS_DIGITS = 2e-8  # Ry/bohr³
 POSITION_DIGITS = 1e-5  # Å; seven digits of alat in the text
 DEFAULT_MAX_FORCE = 40.0  # eV/Å
+# No output of pw.x is longer (a thousand k-points of 500 bands make 9 MB), and no line of it, not even with a path:
+# what is longer was not written by pw.x, and patterns must not be tried at each of its places.
+MAX_OUTPUT, MAX_LINE = 100_000_000, 1000  # bytes, characters
 # What pw.x says itself of the forces: reduce conv_thr when the correction is above a tenth of them. Below 10 meV/Å per
 # atom it does not matter to a potential.
 MAX_CORRECTION, NEGLIGIBLE_CORRECTION = 0.1, 0.01  # fraction, eV/Å
@@ -108,11 +115,20 @@ def read_exit_status(run_dir: Path) -> int | None:
 
 
 def read_output(run_dir: Path, name: str = "pw.out") -> str:
-    """Return the text of an output file, with odd bytes replaced; empty where there is none."""
+    """Return the text of an output file, with odd bytes replaced and absurd lines cut; empty where there is none.
+
+    Of a file of absurd size it is the end, where it says what stopped the run.
+    """
     try:
-        return (run_dir / name).read_text(encoding="utf-8", errors="replace")
+        with (run_dir / name).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MAX_OUTPUT))
+            text = file.read(MAX_OUTPUT).decode("utf-8", errors="replace")
     except OSError:
         return ""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    has_long_line = max(map(len, text.split("\n"))) > MAX_LINE
+    return re.sub(rf"^(.{{{MAX_LINE}}}).+", r"\1", text, flags=re.M) if has_long_line else text
 
 
 def _check_exit_status(run_dir: Path) -> None:
@@ -128,15 +144,15 @@ def _check_numbers(pw_input: PwInput) -> None:
     """Refuse an input whose numbers are none, which pw.x would not have run."""
     for keyword in ("degauss", "conv_thr", "ecutwfc", "ecutrho", "nspin"):
         value = pw_input.get(keyword, 0.0)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_finite_number(value):
             raise InconsistentOutputError(f"{keyword} = {value!r} in pw.in is no number: not the input of this run")
 
 
 def _check_prescribed(run_dir: Path, pw_input: PwInput) -> str:
     """Return the quality of a result with this input; refuse one that is not of the prescribed parameters."""
-    if not has_history(run_dir):
+    prescribed = _prescribed(run_dir)
+    if not prescribed:
         return "exact"
-    prescribed = read_history(run_dir)["prescribed"]
     quality = "softened" if current_parameters(run_dir).get("softened") else "exact"
     for keyword in ("degauss", "conv_thr"):
         value = float(pw_input.get(keyword, math.nan))
@@ -152,8 +168,29 @@ def _check_prescribed(run_dir: Path, pw_input: PwInput) -> str:
 
 def _prescribed_smearing(run_dir: Path, pw_input: PwInput) -> Any:
     """Return the smearing that a label has: that of its input, unless recovery has taken another one on the way."""
-    own = pw_input.get("smearing")
-    return read_history(run_dir)["prescribed"].get("smearing", own) if has_history(run_dir) else own
+    return _prescribed(run_dir).get("smearing", pw_input.get("smearing"))
+
+
+def _prescribed(run_dir: Path) -> dict[str, Any]:
+    """Return what history.json prescribes for a label; empty for a run of other origin.
+
+    Raises
+    ------
+    ParserError
+        history.json is damaged.
+    """
+    if not has_history(run_dir):
+        return {}
+    history = read_history(run_dir)
+    prescribed: dict[str, Any] = history["prescribed"]
+    whole = isinstance(prescribed, dict) and isinstance(history["attempts"][-1]["parameters"], dict)
+    if not (
+        whole
+        and isinstance(prescribed.get("md5"), dict | None)
+        and all(is_finite_number(prescribed.get(name)) for name in ("degauss", "conv_thr", "max_force"))
+    ):
+        raise ParserError(f"{run_dir / HISTORY} is damaged, and does not say what is prescribed; start again elsewhere")
+    return prescribed
 
 
 def _check_pseudopotentials(run_dir: Path, text: PwText, pw_input: PwInput) -> None:
@@ -162,11 +199,12 @@ def _check_pseudopotentials(run_dir: Path, text: PwText, pw_input: PwInput) -> N
     Where pw.x does not find a file in pseudo_dir (or the name of the folder is too long for it), it silently takes one
     of the same name from the folder that it was built with.
     """
-    prescribed = read_history(run_dir)["prescribed"].get("md5") if has_history(run_dir) else None
+    prescribed = _prescribed(run_dir).get("md5")
     if prescribed is None:
         return
     element_of = dict(zip(pw_input.kinds, pw_input.symbols, strict=True))
-    expected = tuple(prescribed[element_of[kind]] for kind in pw_input.pseudopotentials)
+    # None where the input is of other atoms: no md5 is equal to it.
+    expected = tuple(prescribed.get(element_of.get(kind)) for kind in pw_input.pseudopotentials)
     if text.md5 != expected:
         read = ", ".join(f"{kind} {md5}" for kind, md5 in zip(pw_input.pseudopotentials, text.md5, strict=False))
         raise InconsistentOutputError(
@@ -186,8 +224,12 @@ def _from_xml(xml: PwXml, text: PwText, label: Label, pw_input: PwInput) -> DFTR
         )
     if xml.kinds != pw_input.kinds:
         raise InconsistentOutputError("pwscf.xml is of other atoms than the input")
+    if isinstance(pw_input.kpoints, tuple) and xml.kpoints != pw_input.kpoints:
+        raise InconsistentOutputError(f"pwscf.xml is of other k-points than the input: {xml.kpoints}")
+    smearing = 2 * xml.smearing
     for name, from_xml, from_text, digits in (
         ("energy (Ry)", 2 * xml.energy, label.energy, ENERGY_DIGITS),
+        ("smearing energy (Ry)", smearing, smearing if text.smearing is None else text.smearing, ENERGY_DIGITS),
         ("forces (Ry/bohr)", 2 * xml.forces, label.forces, FORCE_DIGITS),
         ("stress (Ry/bohr³)", 2 * xml.stress, label.stress, STRESS_DIGITS),
     ):
@@ -218,7 +260,8 @@ def _from_text(text: PwText, label: Label, pw_input: PwInput) -> DFTResult:
     if text.kinds != pw_input.kinds:
         raise InconsistentOutputError("pw.out is of other atoms than the input")
     _check_structure(text.positions * BOHR, text.cell * BOHR, pw_input)
-    check_repetitions(text, label)
+    check_repetitions(text, label, pw_input)
+    check_gap(text, pw_input)
     if not had_room(text, pw_input):
         raise IncompleteOutputError(
             "pwscf.xml cannot be read, and without it nobody knows whether the bands were enough"
@@ -279,7 +322,7 @@ def _check_result(run_dir: Path, result: DFTResult, pw_input: PwInput) -> None:
             f"the SCF error of {result.scf_error:.2g} Ry is above conv_thr = {result.conv_thr:.2g} Ry, "
             "although pw.x says that it converged"
         )
-    limit = read_history(run_dir)["prescribed"]["max_force"] if has_history(run_dir) else DEFAULT_MAX_FORCE
+    limit = _prescribed(run_dir).get("max_force", DEFAULT_MAX_FORCE)
     n_atoms = len(result.symbols)
     correction, total = result.scf_force_correction or 0.0, float(np.linalg.norm(result.forces))
     if correction > max(MAX_CORRECTION * total, NEGLIGIBLE_CORRECTION * math.sqrt(n_atoms)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dftfactory.candidates import Candidate, mark_completed, mark_failed, mark_queued, select_candidates
 from dftfactory.config import DFTConfig
 from dftfactory.database import transaction
-from dftfactory.errors import ConfigError, StructureError
+from dftfactory.errors import ConfigError, ParserError, StructureError
 from dftfactory.failures import EXPLANATIONS, Failure
 from dftfactory.history import write_atomically
 from dftfactory.inputs import charge_cutoff, check_structure
-from dftfactory.labels import FORCES_EXPLANATION, fingerprint_of, forces_above
+from dftfactory.labels import FORCE, FORCES_EXPLANATION, forces_above, misfit
 from dftfactory.launches import FireworkState, add_workflows, find_fireworks, find_reasons, run_again
 from dftfactory.moments import starts_of
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials
@@ -57,7 +58,14 @@ class SyncSummary:
 
 
 @launchpad_errors()
-def submit(db: Database, config: DFTConfig, launchpad: LaunchPad, progress: Progress = lambda n: None) -> SubmitSummary:
+def submit(
+    db: Database,
+    config: DFTConfig,
+    launchpad: LaunchPad,
+    progress: Progress = lambda n: None,
+    *,
+    force: bool = False,
+) -> SubmitSummary:
     """Queue every SELECTED candidate and move it to QUEUED; safe to repeat and to be killed at any point.
 
     A structure whose label exists or is queued already is linked to it by its fingerprint and not queued again; one
@@ -73,6 +81,9 @@ def submit(db: Database, config: DFTConfig, launchpad: LaunchPad, progress: Prog
         Where the Fireworks go.
     progress
         Called with the number of candidates done after each page.
+    force
+        Compute again what has a label: that one is put aside (collection `dft_results_put_aside`). What is queued or
+        runs without a label yet is linked as ever.
 
     Raises
     ------
@@ -86,11 +97,14 @@ def submit(db: Database, config: DFTConfig, launchpad: LaunchPad, progress: Prog
     store.prepare()
     launchpad.fireworks.create_index("spec.fingerprint")
     summary = SubmitSummary()
-    for n_candidates, page in _workflows(db, config, summary):
+    for n_candidates, page in _workflows(db, config, summary, force=force):
         fingerprints = [_fingerprint(workflow) for _, workflow in page]
         # In this order: a label is stored before its Firework is COMPLETED, so none is missed in between.
         fireworks = find_fireworks(launchpad, fingerprints)
         labels = {label["fingerprint"]: label for label in store.find(fingerprints) if label["quality"] == "exact"}
+        if force:
+            store.set_aside(labels)
+            labels = {}
         new: list[Workflow] = []
         queued: list[tuple[int, str, str]] = []
         for candidate, workflow in page:
@@ -121,7 +135,7 @@ def submit(db: Database, config: DFTConfig, launchpad: LaunchPad, progress: Prog
 
 
 def write_workflows(
-    db: Database, config: DFTConfig, folder: Path, progress: Progress = lambda n: None
+    db: Database, config: DFTConfig, folder: Path, progress: Progress = lambda n: None, *, force: bool = False
 ) -> SubmitSummary:
     """Write one workflow file for each SELECTED candidate, for `lpad add`, and move it to QUEUED.
 
@@ -129,6 +143,8 @@ def write_workflows(
     ----------
     folder
         Made where it does not exist; the files are named after the calculation_id.
+    force
+        As for `submit`; a label is put aside when its structure is computed again.
 
     Raises
     ------
@@ -138,7 +154,7 @@ def write_workflows(
     summary = SubmitSummary()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for n_candidates, page in _workflows(db, config, summary):
+        for n_candidates, page in _workflows(db, config, summary, force=force):
             for candidate, workflow in page:
                 _write_workflow(folder / f"{candidate.calculation_id}.json", workflow)
                 summary.added += 1
@@ -202,20 +218,25 @@ def sync(
 
 
 def _workflows(
-    db: Database, config: DFTConfig, summary: SubmitSummary
+    db: Database, config: DFTConfig, summary: SubmitSummary, *, force: bool
 ) -> Iterator[tuple[int, list[tuple[Candidate, Workflow]]]]:
     """Pages of SELECTED candidates: their number, and the workflows of those that can be right; others are FAILED."""
     config, pseudopotentials = _decide_for_data_set(db, config)
+    wish = {FORCE: secrets.token_hex(8)} if force else {}
     for page in _pages(select_candidates(db, "SELECTED"), PAGE):
         good: list[tuple[Candidate, Workflow]] = []
         for candidate in page:
             try:
+                if candidate.damage is not None:
+                    raise StructureError(candidate.damage)
                 check_structure(candidate.atoms, config.min_distance_fraction)
                 starts_of(candidate.atoms, config.magnetism)
             except StructureError as error:
                 _refuse(db, candidate, error.message, Failure.GEOMETRY.value, EXPLANATIONS[Failure.GEOMETRY], summary)
                 continue
             workflow = make_workflow(candidate.atoms, candidate.calculation_id, config, pseudopotentials)
+            # Whoever runs it then takes neither a label of the store nor one on the disk that is not of this wish.
+            workflow.fws[0].spec.update(wish)
             good.append((candidate, workflow))
         yield len(page), good
 
@@ -268,13 +289,13 @@ def _take_label(db: Database, candidate: Candidate, label: dict[str, Any], summa
 def _misfit(atoms: Atoms, label: dict[str, Any]) -> str | None:
     """Why a label is not one for these atoms; None when it is."""
     try:
-        md5 = {element: entry["md5"] for element, entry in label["pseudopotentials"].items()}
-        elements_differ = set(atoms.symbols) != set(DFTResult.from_dict(label["result"]).symbols)
-        # Symbols, positions, cell, pbc and starting moments are all in it.
-        same = not elements_differ and fingerprint_of(atoms, label["label_parameters"], md5) == label["fingerprint"]
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        return f"the label in the LaunchPad is damaged ({error!r}); remove it from {COLLECTION} and select this again"
-    return None if same else "the structure was changed after it was queued; select it again for a label of the new one"
+        reason = misfit(label, atoms)
+    except ParserError as error:
+        said = error.message.removeprefix("the label is damaged")
+        return f"the label in the LaunchPad is damaged{said}; remove it from {COLLECTION} and select this again"
+    if reason is None:
+        return None
+    return f"the structure was changed after it was queued; select it again for a label of the new one ({reason})"
 
 
 def _fingerprint(workflow: Workflow) -> str:

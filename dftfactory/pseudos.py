@@ -127,6 +127,10 @@ def needs_dense_charge_grid(pseudopotentials: Mapping[str, Pseudopotential]) -> 
 
 
 def _read_for(element: str, path: Path) -> Pseudopotential:
+    # In pw.in the name stands between blanks, and a line break would begin a card of its own.
+    if not re.fullmatch(r"[^\s'\"\x00-\x1f\x7f!,]+", path.name):
+        message = f"pseudopotential {str(path)!r} has blanks, quotes, commas, ! or control characters: rename the file"
+        raise PseudopotentialError(message, element=element, path=str(path))
     pseudopotential = read_pseudopotential(path)
     if pseudopotential.element != element:
         message = f"pseudopotential {path} is for {pseudopotential.element}, not for {element}: choose another file"
@@ -137,6 +141,7 @@ def _read_for(element: str, path: Path) -> Pseudopotential:
 def _list_folder(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
-    except OSError as error:
-        message = f"folder of pseudopotentials {folder} cannot be read ({error.strerror}): check its name"
+    except (OSError, ValueError) as error:  # a zero byte in the name is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        message = f"folder of pseudopotentials {folder} cannot be read ({reason}): check its name"
         raise PseudopotentialError(message, folder=str(folder)) from error

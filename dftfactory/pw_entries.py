@@ -15,13 +15,16 @@ RESERVED = {
         *MANDATORY,
         *("calculation", "prefix", "outdir", "wfcdir", "pseudo_dir"),
         *("restart_mode", "max_seconds", "verbosity", "nstep"),
+        # Other files that pw.x would read, write or trust.
+        *("input_xml_schema_file", "lfcp", "lfcpopt", "tqmmm", "trism"),
     },
     "system": {
         *("ibrav", "nat", "ntyp", "celldm", "a", "b", "c", "cosab", "cosac", "cosbc"),
         *("ecutwfc", "ecutrho", "occupations", "smearing", "degauss", "nspin", "starting_magnetization"),
-        *("noncolin", "lspinorb"),
+        *("noncolin", "lspinorb", "dmft", "dmft_prefix"),
     },
     "electrons": {
+        "efield_phase",  # reads a file
         *("conv_thr", "electron_maxstep", "mixing_beta", "mixing_mode", "diagonalization"),
         *("scf_must_converge", "adaptive_thr", "startingpot"),
     },
@@ -56,6 +59,9 @@ NO_STRESS: dict[str, set[str] | None] = {
     "assume_isolated": {"makov-payne", "m-p", "mp", "martyna-tuckerman", "m-t", "mt"},
     **dict.fromkeys(("tefield", "dipfield", "edir", "emaxpos", "eopreg", "eamp", "gate", "zgate")),
 }
+
+# Characters; what pw.x has room for in most of its words.
+_TEXT_LENGTH = 80
 
 _NAME = re.compile(r"([a-z_][a-z0-9_]*)(\([0-9]+(?:,[0-9]+)*\))?")
 _FORTRAN = re.compile(r"\.(true|false|t|f)\.|yes|no|on|off|[-+]?[0-9.]+d[-+]?[0-9]+", re.IGNORECASE)
@@ -163,6 +169,8 @@ def _scalar_problems(entry: Any) -> Iterator[Problem]:
             yield "", entry, "must be text without quotes and line breaks"
         elif _FORTRAN.fullmatch(entry):
             yield "", entry, "must be written as in YAML: true, false, 1e-5"
+        elif re.search(r"[/\\]|^[.~]", entry) or len(entry) > _TEXT_LENGTH:
+            yield "", entry, f"must be a word of pw.x, not a path, and of {_TEXT_LENGTH} characters at most"
     elif not (isinstance(entry, bool) or is_finite_number(entry)):
         yield "", entry, "must be true, false, a finite number or text"
 

@@ -102,13 +102,18 @@ def read_pw_input(path: str | Path) -> PwInput:
         listed = _count_positions(cards)
         if listed != n_atoms:
             raise InputError(f"{path}: nat = {n_atoms}, but ATOMIC_POSITIONS lists {listed} atoms")
+        if not all(_is_balanced(line) for line in cards):
+            raise InputError(f"{path} has a bracket without its other half")
         rows = get_atomic_positions(cards, n_atoms, cell=cell)
         species = get_atomic_species(cards, n_kinds)
         kinds = tuple(str(row[0]) for row in rows)
+        positions = np.array([row[1] for row in rows], dtype=float)
+        if not (np.isfinite(cell).all() and np.isfinite(positions).all()):
+            raise InputError(f"{path} has a position or a cell vector that is not finite")
         return PwInput(
             namelists=namelists,
             symbols=tuple(label_to_symbol(kind) for kind in kinds),
-            positions=np.array([row[1] for row in rows], dtype=float),
+            positions=positions,
             cell=cell,
             kinds=kinds,
             pseudopotentials={str(label): str(file) for label, _, file in species},
@@ -231,6 +236,16 @@ def _count_positions(cards: Sequence[str]) -> int:
     return next(
         (n for n, line in enumerate(rest) if line.upper().startswith((*names, "ATOMIC_", "HUBBARD"))), len(rest)
     )
+
+
+def _is_balanced(line: str) -> bool:
+    """Whether every bracket has its other half; without it ASE would look for ever (`infix_float`)."""
+    depth = 0
+    for bracket in re.findall(r"[()]", line):
+        depth += 1 if bracket == "(" else -1
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _read_kpoints(path: Path, cards: Sequence[str]) -> str | tuple[int, ...]:

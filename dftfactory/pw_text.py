@@ -21,6 +21,7 @@ _PARAMETERS = {
     "ecutwfc": "kinetic-energy cutoff +=",
     "ecutrho": "charge density cutoff +=",
     "degauss": r"smearing, width \(Ry\)=",
+    "conv_thr": "scf convergence threshold +=",
 }
 _BEGIN = re.compile(r"^ *Program PWSCF v\.\S+ +starts on", re.M)
 _DATE = r"(\d{1,2}\w{3}\d{4})"
@@ -49,12 +50,17 @@ class PwText:
         Ry: the `!` line, -TS, the accuracy printed below it, and the accuracies of all iterations.
     energy_terms
         Ry; the sum of the terms that are listed below the `!` line, None where they are not all of it.
-    fermi_energy, top_levels
-        eV: the Fermi or highest occupied level, and the highest band of each k-point and spin where they are printed.
+    is_corrected
+        Whether they are not: a hybrid functional, or a charged molecule.
+    fermi_energy, top_levels, levels
+        eV: the Fermi or highest occupied level, the highest band of each k-point and spin where they are printed, and
+        all bands of all of them.
+    n_level_lists
+        How many k-points and spins these are of.
     forces, total_force, scf_correction
         Ry/bohr; the total force is the root of the sum of all squares.
-    stress, stress_kbar
-        Ry/bohr³ and, with fewer digits, kbar; QE's sign.
+    stress, stress_kbar, pressure_kbar
+        Ry/bohr³ and, with fewer digits, kbar; QE's sign. The pressure is a third of the trace.
     positions, cell
         bohr.
     kinds
@@ -62,7 +68,7 @@ class PwText:
     n_electrons, n_bands
         Valence electrons, and Kohn-Sham states of one spin channel.
     parameters
-        `ecutwfc`, `ecutrho` and `degauss` (Ry), as far as they are printed.
+        `ecutwfc`, `ecutrho`, `degauss` and `conv_thr` (Ry), as far as they are printed.
     charge_drift
         Electrons beyond those of the system in the last density, where pw.x warns of them.
     files, md5
@@ -90,10 +96,13 @@ class PwText:
     scf_accuracy: tuple[float, ...] = ()
     energy: float | None = None
     energy_terms: float | None = None
+    is_corrected: bool = False
     smearing: float | None = None
     scf_error: float | None = None
     fermi_energy: float | None = None
     top_levels: tuple[float, ...] = ()
+    levels: tuple[float, ...] = ()
+    n_level_lists: int = 0
     total_magnetization: float | None = None
     absolute_magnetization: float | None = None
     forces: FloatArray | None = None
@@ -101,6 +110,7 @@ class PwText:
     scf_correction: float | None = None
     stress: FloatArray | None = None
     stress_kbar: FloatArray | None = None
+    pressure_kbar: float | None = None
     positions: FloatArray | None = None
     cell: FloatArray | None = None
     kinds: tuple[str, ...] = ()
@@ -136,12 +146,12 @@ def parse_text(text: str) -> PwText:
         scf_accuracy=tuple(to_number(value) for value in re.findall(rf"estimated scf accuracy\s+<\s*({_FIELD})", text)),
     )
     # The number tells kinds apart; the file of an element is printed once for each of its kinds.
-    files = re.findall(r"PseudoPot\. # *(\d+) for .*\n *(.*?) *\n +MD5 check sum: ([0-9a-f]{32})", text)
+    files = re.findall(r"PseudoPot\. # *(\d+) for .*\n(.*)\n +MD5 check sum: ([0-9a-f]{32})", text)
     files.sort(key=lambda file: int(file[0]))
-    found.files, found.md5 = tuple(file[1] for file in files), tuple(file[2] for file in files)
+    found.files, found.md5 = tuple(file[1].strip() for file in files), tuple(file[2] for file in files)
     table = text.partition("atomic species   valence    mass     pseudopotential")[2][:20_000]
     for row in re.findall(rf"^ +(\S+) +({_NUMBER}) +{_NUMBER} +\S+\( *1\.00\) *$", table, re.M):
-        found.valences.setdefault(row[0], float(row[1]))
+        found.valences.setdefault(row[0], to_number(row[1]))
     for name, printed in _PARAMETERS.items():
         if value := re.search(rf"{printed} *({_NUMBER})", text):
             found.parameters[name] = to_number(value[1])
@@ -157,13 +167,13 @@ def parse_text(text: str) -> PwText:
     if atoms := re.search(r"number of atoms/cell\s*=\s*(\d+)", text):
         found.n_atoms = int(atoms[1])
     if electrons := re.search(rf"number of electrons +=\s*({_NUMBER})", text):
-        found.n_electrons = float(electrons[1])
+        found.n_electrons = to_number(electrons[1])
     if bands := re.search(r"number of Kohn-Sham states=\s*(\d+)", text):
         found.n_bands = int(bands[1])
     if kpoints := re.search(r"number of k points=\s*(\d+)", text):
         found.n_kpoints = int(kpoints[1])
     if memory := re.search(rf"Estimated max dynamical RAM per process >\s*({_NUMBER})\s*(kB|MB|GB)", text):
-        found.estimated_memory = float(memory[1]) * MB[memory[2]]
+        found.estimated_memory = to_number(memory[1]) * MB[memory[2]]
     if clock := re.search(r"^ *PWSCF *:([\d. dhms]+?) *CPU +([\d. dhms]+?) *WALL", text, re.M):
         found.cpu_time, found.wall_time = _seconds(clock[1]), _seconds(clock[2])
     _take_energies(text, found)
@@ -206,7 +216,8 @@ def _take_energies(text: str, found: PwText) -> None:
         # A hybrid functional has another total after its last `!` line, a charged molecule a correction.
         before, listed, after = rest.partition("sum of the following terms:")
         terms = re.findall(rf"= *({_FIXED}) Ry *$", after.partition("convergence has been achieved")[0], re.M)
-        if listed and terms and not re.search(r"^!!|Makov", rest, re.M):
+        found.is_corrected = re.search(r"^!!|Makov", rest, re.M) is not None
+        if listed and terms and not found.is_corrected:
             # 6.7 lists -TS among the terms, 7.x before them.
             apart = (found.smearing or 0.0) if "(-TS)" in before else 0.0
             found.energy_terms = sum(to_number(term) for term in terms) + apart
@@ -214,9 +225,12 @@ def _take_energies(text: str, found: PwText) -> None:
     levels += re.findall(rf"highest occupied, lowest unoccupied level \(ev\):\s*({_FIELD})", text)
     if levels:
         found.fermi_energy = to_number(levels[-1])
+    end = final[-1].end() if final else len(text)
     for name in ("total", "absolute"):
-        if values := re.findall(rf"{name} magnetization\s+=\s*({_FIELD}) Bohr", text):
-            setattr(found, f"{name}_magnetization", to_number(values[-1]))
+        moment = rf"{name} magnetization\s+=\s*({_FIELD}) Bohr"
+        # Each iteration has one, and the end of the SCF another.
+        if values := re.findall(moment, text[end:])[:1] or re.findall(moment, text[:end])[-1:]:
+            setattr(found, f"{name}_magnetization", to_number(values[0]))
 
 
 def _take_levels(text: str, found: PwText) -> None:
@@ -224,6 +238,8 @@ def _take_levels(text: str, found: PwText) -> None:
     levels = re.findall(r"bands \(ev\):\n((?:[ \t]*\n|(?: *-?\d+\.\d{4})+ *\n)+)", block)
     numbers = [re.findall(r"-?\d+\.\d{4}", bands) for bands in levels]
     found.top_levels = tuple(float(bands[-1]) for bands in numbers if bands)
+    found.levels = tuple(float(level) for bands in numbers for level in bands)
+    found.n_level_lists = len(numbers)
 
 
 def _take_structure(text: str, found: PwText) -> None:
@@ -232,8 +248,8 @@ def _take_structure(text: str, found: PwText) -> None:
     sites = re.findall(rf"^ +\d+ +(\S+) +tau\( *\d+\) = \(\s*({_FIELD})\s+({_FIELD})\s+({_FIELD})\s*\)", text, re.M)
     if alat and len(axes) >= 3 and found.n_atoms and len(sites) >= found.n_atoms:
         sites = sites[: found.n_atoms]
-        found.cell = np.array([[to_number(x) for x in axis] for axis in axes[:3]]) * float(alat[1])
-        found.positions = np.array([[to_number(x) for x in site[1:]] for site in sites]) * float(alat[1])
+        found.cell = np.array([[to_number(x) for x in axis] for axis in axes[:3]]) * to_number(alat[1])
+        found.positions = np.array([[to_number(x) for x in site[1:]] for site in sites]) * to_number(alat[1])
         found.kinds = tuple(site[0] for site in sites)
 
 
@@ -246,16 +262,17 @@ def _take_forces_and_stress(text: str, found: PwText) -> None:
     row = rf"^ +atom +(\d+) +type +\d+ +force = *({_FIXED}) *({_FIXED}) *({_FIXED}) *$"
     rows = re.findall(row, block, re.M)[: found.n_atoms]
     total = re.search(rf"Total force =\s*({_FIELD})\s+Total SCF correction =\s*({_FIELD})", block)
-    if total and rows and [int(row[0]) for row in rows] == list(range(1, (found.n_atoms or 0) + 1)):
+    if total and rows and len(rows) == found.n_atoms and all(int(row[0]) == n for n, row in enumerate(rows, start=1)):
         found.forces = np.array([[to_number(x) for x in row[1:]] for row in rows])
         found.total_force, found.scf_correction = to_number(total[1]), to_number(total[2])
     line = rf"\n *({_FIXED}) *({_FIXED}) *({_FIXED}) +({_FIELD}) +({_FIELD}) +({_FIELD}) *"
-    if stress := re.search(rf"total +stress +\(Ry/bohr\*\*3\).*{line}{line}{line}$", block, re.M):
-        both = np.array([to_number(x) for x in stress.groups()]).reshape(3, 6)
+    if stress := re.search(rf"total +stress +\(Ry/bohr\*\*3\).*?P= *({_FIELD}) *{line}{line}{line}$", block, re.M):
+        found.pressure_kbar = to_number(stress[1])
+        both = np.array([to_number(x) for x in stress.groups()[1:]]).reshape(3, 6)
         found.stress, found.stress_kbar = both[:, :3], both[:, 3:]
 
 
 def _seconds(text: str) -> float:
     """`1d 2h 3m 4.05s` in seconds."""
     units = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-    return sum(float(value) * units[unit] for value, unit in re.findall(r"([\d.]+) *([dhms])", text))
+    return sum(float(value) * units[unit] for value, unit in re.findall(r"(\d+\.?\d*) *([dhms])", text))

@@ -15,6 +15,8 @@ from dftfactory.results import FloatArray
 
 # A disk that is full cuts a file at the end of one of its pages.
 DISK_PAGE = 4096
+# Bytes; a thousand k-points of 500 bands make 25 MB, and a larger file is not worth the memory of the node.
+MAX_XML = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class PwXml:
         Occupation, 0 to 1, of the highest band of each k-point and spin channel.
     n_electrons
         Valence electrons; None where each spin channel has a Fermi level of its own.
+    kpoints
+        The six integers of an automatic grid; None where it was a list.
     levels, capacities
         All eigenvalues in Hartree, and the electrons that each holds when it is full.
     """
@@ -63,6 +67,7 @@ class PwXml:
     n_electrons: float | None
     levels: FloatArray
     capacities: FloatArray
+    kpoints: tuple[int, ...] | None
 
 
 def read_xml(run_dir: Path) -> PwXml | None:
@@ -81,8 +86,13 @@ def read_xml(run_dir: Path) -> PwXml | None:
     """
     path = run_dir / "out" / "pwscf.xml"
     try:
+        if path.stat().st_size > MAX_XML:
+            return None
         content = path.read_bytes()
     except OSError:
+        return None
+    # pw.x declares nothing; entities are how a small file becomes a large one, or brings another file in.
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         return None
     try:
         xml = _take_xml(ElementTree.fromstring(content))  # noqa: S314  (written by our own pw.x)
@@ -132,7 +142,13 @@ def _take_xml(root: ElementTree.Element) -> PwXml:
         else _number(output, "band_structure/nelec"),
         levels=levels,
         capacities=capacities,
+        kpoints=_take_grid(output),
     )
+
+
+def _take_grid(output: ElementTree.Element) -> tuple[int, ...] | None:
+    grid = output.find("band_structure/starting_k_points/monkhorst_pack")
+    return None if grid is None else tuple(int(grid.attrib[name]) for name in ("nk1", "nk2", "nk3", "k1", "k2", "k3"))
 
 
 def _take_level(output: ElementTree.Element) -> float | None:
@@ -156,8 +172,10 @@ def _take_bands(output: ElementTree.Element) -> tuple[int, tuple[float, ...]]:
 def _take_levels(output: ElementTree.Element) -> tuple[FloatArray, FloatArray]:
     """All eigenvalues, and the electrons that each holds: the weights of the k-points, twice without spin."""
     weights = [float(point.attrib["weight"]) for point in output.iterfind("band_structure/ks_energies/k_point")]
-    lists = output.iterfind("band_structure/ks_energies/eigenvalues")
+    lists = output.findall("band_structure/ks_energies/eigenvalues")
     levels = [[to_number(word) for word in (values.text or "").split()] for values in lists]
+    if any(len(values) != int(element.attrib["size"]) for element, values in zip(lists, levels, strict=True)):
+        raise ValueError("a list of levels that has not the length that it says")
     one_spin = _flag(output, "band_structure/lsda") or _flag(output, "band_structure/noncolin")
     full = (1 if one_spin else 2) / (sum(weights) or 1)
     capacities = [full * weight for weight, values in zip(weights, levels, strict=True) for _ in values]

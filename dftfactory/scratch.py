@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import socket
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from dftfactory.sessions import PROC, start_of, works_in
+from dftfactory.owners import is_alive, this_process
+from dftfactory.sessions import works_in
 
 SCRATCH_PREFIX = "dftfactory-"
 OWNER = "owner.json"
@@ -33,7 +31,7 @@ def is_scratch(folder: Path) -> bool:
 
 def take(folder: Path, run_dir: Path) -> None:
     """Write down that this process works in a scratch folder, for the run in `run_dir`."""
-    owner = {**_this_host(), "pid": os.getpid(), "started": start_of(os.getpid()), "run_dir": str(run_dir)}
+    owner = {**this_process(), "run_dir": str(run_dir)}
     (folder / OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
 
@@ -46,28 +44,10 @@ def sweep(disk: Path) -> None:
     """Delete the scratch folders whose owner is certainly dead: a process of this very host that is no more.
 
     A folder without a readable note, or of another host, is left alone, and so is that of a pw.x which has outlived
-    the Python that started it. After a reboot the note is that of another host: nothing tells a reboot from a second
-    machine of the same name.
+    the Python that started it.
     """
     for note in disk.glob(f"{SCRATCH_PREFIX}*/{OWNER}"):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             owner = json.loads(note.read_text(encoding="utf-8"))
-            if _is_dead(owner) and not works_in(Path(owner["run_dir"])):
+            if is_alive(owner) is False and not works_in(Path(owner["run_dir"])):
                 shutil.rmtree(note.parent, ignore_errors=True)
-
-
-def _is_dead(owner: dict[str, Any]) -> bool:
-    here = _this_host()
-    if None in here.values() or any(owner[name] != value for name, value in here.items()):
-        return False
-    # The kernel gives a pid again; the time at which its process began tells the two apart.
-    return owner["started"] is not None and start_of(int(owner["pid"])) != owner["started"]
-
-
-def _this_host() -> dict[str, str | None]:
-    """Name one kernel and, for containers, the one room in it whose processes we can see."""
-    try:
-        boot = (PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        return {"host": socket.gethostname(), "boot": boot, "processes": str((PROC / "self/ns/pid").readlink())}
-    except OSError:
-        return {"host": None}

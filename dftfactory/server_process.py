@@ -1,4 +1,4 @@
-"""Which process serves the folder of a local LaunchPad: written down, recognised again, ended."""
+"""The folder of a local LaunchPad: which process serves it, and that nobody else can read or write in it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import json
 import os
 import platform
 import signal
+import stat
 import subprocess
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from dftfactory.errors import LaunchPadError
 
 # A clean stop takes well below 1 s, and up to 7 s when clients are busy.
 STOP_SECONDS = 20.0
+
+_OURS = ("database", "my_launchpad.yaml", "server.json", "server.log", "start.lock")
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,38 @@ def end_process(server: ServerProcess) -> None:
                 return
             time.sleep(0.05)
     raise LaunchPadError(f"the local LaunchPad (pid {server.pid}) does not end, even when killed", pid=server.pid)
+
+
+def keep_private(folder: Path) -> None:
+    """Refuse a folder that somebody else could have prepared, and take from others what they can read in it.
+
+    Whoever can put a file there, or a link in the place of one, gives us a database of their own, and what is in a
+    LaunchPad gets executed. The folder itself stays as it is where it was there before: it may be a project's.
+
+    Raises
+    ------
+    LaunchPadError
+        The folder, or one of our files in it, belongs to somebody else, or others can write to the folder.
+    """
+    others_can_write = folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if others_can_write:
+        raise LaunchPadError(f"others can write to {folder}, and to the LaunchPad in it: run `chmod go-w {folder}`")
+    for path in (folder, *(folder / name for name in _OURS)):
+        # Not all of them are there, and a stop at the same time removes one.
+        with contextlib.suppress(FileNotFoundError):
+            # Of a link itself: it belongs to who made it.
+            if path.lstat().st_uid != os.geteuid():
+                raise LaunchPadError(f"{path} belongs to somebody else: name a folder of your own with --dir")
+            if path != folder:
+                path.chmod(path.stat().st_mode & 0o700)
+
+
+def open_private(file: Path) -> BinaryIO:
+    """Open a file to append to it; a new one is readable by its owner only, and a link is not followed."""
+    try:
+        return os.fdopen(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600), "ab")
+    except OSError as error:
+        raise LaunchPadError(f"cannot write {file}: {error.strerror}") from error
 
 
 def write_private(file: Path, text: str) -> None:

@@ -16,6 +16,8 @@ SECONDS_TO_DIE = 5.0
 PROC = Path("/proc")
 # Characters of a name that the kernel keeps.
 _NAME_LENGTH = 15
+# In the environment of pw.x and its launcher: the run folder, by which they are found when their Python has died.
+RUN_DIR = "DFTFACTORY_RUN_DIR"
 # A file of this name in its working directory asks pw.x to save and stop.
 EXIT = "pwscf.EXIT"
 
@@ -139,6 +141,19 @@ def kill_orphans(session: int) -> None:
         time.sleep(0.01)
 
 
+def pw_sessions(folder: Path) -> dict[int, Path]:
+    """Session → run folder of each living pw.x of this machine and user that was started in `folder` or below it."""
+    found: dict[int, Path] = {}
+    for environment in PROC.glob("[0-9]*/environ"):
+        # It has just ended, or belongs to somebody else.
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            for entry in environment.read_bytes().split(b"\0"):
+                name, _, value = entry.partition(b"=")
+                if name == RUN_DIR.encode() and (run_dir := Path(os.fsdecode(value))).is_relative_to(folder):
+                    found[_session_of(environment.parent)] = run_dir
+    return found
+
+
 def start_of(pid: int) -> int | None:
     """When a living process began, in ticks of the kernel: with the pid it names one process; None when it is dead."""
     try:
@@ -148,6 +163,26 @@ def start_of(pid: int) -> int | None:
         return None
 
 
+def folder_of(pid: int) -> Path | None:
+    """Working directory of a process; None when we may not look, or it has ended."""
+    try:
+        # The kernel marks a folder that is gone.
+        return Path(str((PROC / str(pid) / "cwd").readlink()).removesuffix(" (deleted)"))
+    except OSError:
+        return None
+
+
+def python_in(folder: Path) -> list[int]:
+    """Return the Python processes that work in a folder or below it; a shell that looks at it does not count."""
+    found = []
+    for process in PROC.glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            now_in = folder_of(int(process.name))
+            if now_in is not None and now_in.is_relative_to(folder):
+                found += [int(process.name)] if (process / "exe").readlink().name.startswith("python") else []
+    return found
+
+
 def works_in(folder: Path) -> bool:
     """Whether a process that we may look at has `folder` as its working directory."""
     for process in PROC.glob("[0-9]*/cwd"):
@@ -155,6 +190,10 @@ def works_in(folder: Path) -> bool:
             if process.readlink() == folder:
                 return True
     return False
+
+
+def _session_of(process: Path) -> int:
+    return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[3])
 
 
 def _members(session: int) -> Iterator[tuple[int, str, int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,12 @@ from dftfactory.errors import ConfigError
 
 # Long enough for every sensible value; a whole `pw` would bury what is wrong with it.
 _VALUE_LENGTH = 80
+# Of a value of any depth and size, no more is looked at than can be shown: aliases in YAML make huge ones of nothing.
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxtuple = 4, 20, 20, 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 2 * _VALUE_LENGTH
+# Characters of a file that a person has written.
+_MAX_FILE = 1_000_000
 # pydantic's words, in the order of replacement, and those of a person who writes YAML.
 _WORDS = (
     ("Input should be", "must be"),
@@ -67,14 +75,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         # YAML 1.2: `1e-9` is a number and `no` is a word.
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_FILE + 1)
+        if len(text) > _MAX_FILE:
+            raise ConfigError(f"{path} is too large for a file of settings; is it another file?")
+        values = YAML(typ="safe", pure=True).load(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; `dftfactory init` writes one with comments") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file ({error.reason} at byte {error.start})") from error
-    except YAMLError as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deep for a file of settings") from error
+    except (YAMLError, ValueError) as error:  # an impossible date is a ValueError
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f" (line {mark.line + 1})"
         text = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -95,7 +109,17 @@ def problems_error(found: list[Problem]) -> PydanticCustomError:
 
 def is_finite_number(value: Any) -> bool:
     """Whether a value is a number; true and false are none, although Python counts them as such."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+
+
+def checked_path(value: str | None) -> str | None:
+    """Return the name of a file or folder; refuse one that pw.in or the system cannot hold."""
+    if value is not None and not re.fullmatch(r"[^\x00-\x1f\x7f]+", value):
+        raise ValueError("must be a name without control characters")
+    return value
 
 
 def unknown_elements(names: Mapping[Any, Any]) -> Iterator[Problem]:
@@ -161,5 +185,5 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = _REPR.repr(value)
     return text if len(text) <= _VALUE_LENGTH else f"{text[: _VALUE_LENGTH - 3]}..."

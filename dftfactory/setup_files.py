@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dftfactory.errors import ConfigError
 from dftfactory.history import write_atomically
+from dftfactory.settings import read_yaml
 
 _PACKAGE = Path(__file__).parent
 # Installed, fw_configs is inside the package; in a checkout it is beside it.
@@ -48,12 +49,21 @@ def write_start_files(folder: Path, pseudopotential_dir: str | None = None) -> l
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, text)
+            if path.name == "my_launchpad.yaml":
+                path.chmod(0o600)  # for a password
             written.append(path)
     except OSError as error:
         for path in written:
             path.unlink()
         raise ConfigError(f"{folder} cannot be written ({error.strerror}); nothing was written") from error
     return written
+
+
+def rocket_query() -> str:
+    """Return the `query` of our my_fworker.yaml, with which a rocket takes nothing but Fireworks of dftfactory."""
+    if _FW_CONFIGS is None:
+        raise ConfigError("this installation has no fw_configs; install dftfactory again")
+    return str(read_yaml(_FW_CONFIGS / "my_fworker.yaml")["query"])
 
 
 def _yaml_text(pseudopotential_dir: str | None) -> str:

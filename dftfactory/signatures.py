@@ -116,7 +116,7 @@ SIGNATURES = (
     Signature(Failure.PSEUDOPOTENTIAL, r"conflicting values for i\w+|inconsistent DFT|FR-PP please use"),
     # The source file that stopped, not the path of the file that it read: a folder may be called upf.
     Signature(Failure.PSEUDOPOTENTIAL, r"of file \S*(?:xmltools|upf)\w*\.f90.*\nFortran runtime error: .*", "before"),
-    Signature(Failure.PSEUDOPOTENTIAL, r".*: unrecognized dft", "own functional"),
+    Signature(Failure.PSEUDOPOTENTIAL, r"^.*: unrecognized dft", "own functional"),
     Signature(Failure.PSEUDOPOTENTIAL, r"forrtl: severe .*\.(?:upf|UPF)\b.*", "before"),
     Signature(Failure.GEOMETRY, r"atoms # *\d+ and # *\d+ (?:overlap|differ by lattice vector).*"),
     Signature(Failure.OCCUPATIONS, r"charge is wrong.*|fixed occupations and lsda need"),

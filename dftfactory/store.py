@@ -6,28 +6,50 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from dftfactory.errors import LaunchPadError
+from dftfactory.errors import LaunchPadAwayError, LaunchPadError
 
 if TYPE_CHECKING:
     from fireworks import LaunchPad
 
 COLLECTION = "dft_results"
+# Labels that `submit --force` has put aside for new ones.
+PUT_ASIDE = "dft_results_put_aside"
 
 
 @contextmanager
 def launchpad_errors() -> Iterator[None]:
     """Turn what the database's driver raises, while we use an open LaunchPad, into our own error."""
-    from pymongo.errors import PyMongoError
+    from pymongo.errors import ConnectionFailure, PyMongoError
 
     try:
         yield
     except PyMongoError as error:
         # pymongo appends a description of all servers, a screen long.
         said = " ".join(str(error).split())[:150]
-        raise LaunchPadError(
+        raise (LaunchPadAwayError if isinstance(error, ConnectionFailure) else LaunchPadError)(
             f"the LaunchPad failed in the middle ({type(error).__name__}: {said}); what was done stays done, "
             "repeat the command when the database is back"
         ) from error
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Give up after so many seconds, whatever the LaunchPad's own settings say."""
+    import pymongo
+
+    with pymongo.timeout(seconds):
+        yield
+
+
+def insert_new(collection: Any, document: dict[str, Any]) -> bool:
+    """Insert a document, in one step; False where one with its `_id` is there."""
+    from pymongo.errors import DuplicateKeyError
+
+    try:
+        collection.insert_one(document)
+    except DuplicateKeyError:
+        return False
+    return True
 
 
 class LabelStore:
@@ -46,6 +68,7 @@ class LabelStore:
 
     def __init__(self, launchpad: LaunchPad) -> None:
         self.collection = launchpad.db[COLLECTION]
+        self.put_aside = launchpad.db[PUT_ASIDE]
 
     @launchpad_errors()
     def prepare(self) -> None:
@@ -71,6 +94,13 @@ class LabelStore:
                 )
                 return
 
+    @launchpad_errors()
+    def set_aside(self, fingerprints: Iterable[str]) -> None:
+        """Keep labels under another name, so that the fingerprints have none; safe to repeat."""
+        for label in self.collection.find({"fingerprint": {"$in": list(fingerprints)}}):
+            self.put_aside.replace_one({"_id": label["_id"]}, label, upsert=True)
+            self.collection.delete_one({"_id": label["_id"]})
+
     def get(self, fingerprint: str) -> dict[str, Any] | None:
         """Return the label of a fingerprint, None where there is none."""
         return next(self.find([fingerprint]), None)
@@ -82,6 +112,11 @@ class LabelStore:
     def all(self, config_hash: str | None = None) -> Iterator[dict[str, Any]]:
         """All labels, or those of one configuration, oldest first."""
         return self._read({} if config_hash is None else {"config_hash": config_hash}, sort=[("_id", 1)])
+
+    @launchpad_errors()
+    def fingerprints(self) -> set[str]:
+        """Return the fingerprints that have a label."""
+        return {label["fingerprint"] for label in self.collection.find({}, {"_id": 0, "fingerprint": 1})}
 
     @launchpad_errors()
     def count(self) -> dict[tuple[int, str], int]:

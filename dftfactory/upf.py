@@ -6,9 +6,11 @@ The format is described at https://www.quantum-espresso.org/pseudopotentials/uni
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,10 @@ _HEADER_TAG = re.compile(rb"""<(PP_HEADER|pp_header)((?:\s+[\w:.-]+\s*=\s*(?:"[^
 _ATTRIBUTE = re.compile(r"""([\w:.-]+)\s*=\s*(["'])(.*?)\2""", re.DOTALL)
 _ELEMENT = re.compile(r"<(\w+)>([^<]*)</\1>")
 _NOT_A_NUMBER = re.compile(rb"(?<![a-z])(nan|inf|infinity)(?![a-z])|\*{3}|\0")
+
+
+# Bytes; the largest in the usual libraries have 6 MB.
+_MAX_SIZE = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,12 @@ def read_pseudopotential(path: Path) -> Pseudopotential:
         the element, the type or a positive number of valence electrons.
     """
     try:
+        status = path.stat()
+        # A pipe or a device would be read for ever.
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EINVAL, "not a file")
+        if status.st_size > _MAX_SIZE:
+            raise OSError(errno.EFBIG, "larger than any pseudopotential")
         data = path.read_bytes()
     except OSError as error:
         message = f"pseudopotential {path} cannot be read ({error.strerror}): check the file name and the folder"

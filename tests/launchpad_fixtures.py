@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 
+from dftfactory.launchpad import read_launchpad_file
 from dftfactory.local_launchpad import LocalLaunchPad, start_local_launchpad, stop_local_launchpad
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def launchpad(local_launchpad: LocalLaunchPad) -> Iterator[LaunchPad]:
     """A fresh, initialised LaunchPad on the shared server. Not dropped afterwards: that takes seconds."""
     from fireworks import LaunchPad
 
-    fresh = LaunchPad("127.0.0.1", local_launchpad.port, f"test_{uuid4().hex}", strm_lvl="WARNING")
+    settings = read_launchpad_file(local_launchpad.launchpad_file)
+    fresh = LaunchPad.from_dict(settings | {"name": f"test_{uuid4().hex}"})
     fresh.reset("", require_password=False, max_reset_wo_password=0)
     yield fresh
     fresh.connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -99,7 +100,8 @@ def states(launchpad: LaunchPad) -> dict[int, str]:
 
 def write_launchpad_file(launchpad: LaunchPad, folder: Path) -> Path:
     file = folder / "my_launchpad.yaml"
-    file.write_text(f"host: 127.0.0.1\nport: {launchpad.port}\nname: {launchpad.name}\nstrm_lvl: WARNING\n")
+    file.write_text(json.dumps(launchpad.to_dict()))
+    file.chmod(0o600)
     return file
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from dftfactory import checks, launchpad
 from dftfactory.checks import Check, check_all
+from dftfactory.setup_files import rocket_query
 
 UPF = """<UPF version="2.0.1">
 <PP_HEADER element="{element}" pseudo_type="NC" z_valence="4" functional="{functional}" relativistic="scalar"/>
@@ -194,6 +195,15 @@ def test_launchpad_that_is_away(files: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "no LaunchPad answers at 127.0.0.1:1" in line.says
 
 
+def test_rockets_that_would_take_everything_are_named(files: Path) -> None:
+    """A worker file of an earlier version, or of FireWorks' own tutorial."""
+    line = answers(files)["query"]
+    assert line.ok is None
+    assert "rockets take whatever stands in the LaunchPad, other commands too" in line.says
+    (files / "my_fworker.yaml").write_text(f"name: me\nquery: '{rocket_query()}'\nenv: {{}}\n")
+    assert {check.name: check.ok for check in check_all(files / "x", files / "my_fworker.yaml", files / "y")}["query"]
+
+
 @pytest.mark.pw
 @pytest.mark.mongodb
 def test_everything_is_fine_with_the_real_programs(files: Path, pseudo_dir: Path, local_launchpad: Any) -> None:
@@ -202,8 +212,8 @@ def test_everything_is_fine_with_the_real_programs(files: Path, pseudo_dir: Path
     )
     worker = {"pw_command": "pw.x", "mpi_command": "mpirun -np {cores} --oversubscribe", "parallel_cores": 2}
     lines = answers(files, worker, launchpad=str(local_launchpad.launchpad_file))
-    assert all(line.ok for line in lines.values()), lines
-    names = {"worker", "pw.x", "pw.x on 2 ranks", "scratch", "configuration", "pseudopotentials", "LaunchPad"}
+    assert all(line.ok for name, line in lines.items() if name != "query"), lines
+    names = {"worker", "query", "pw.x", "pw.x on 2 ranks", "scratch", "configuration", "pseudopotentials", "LaunchPad"}
     assert set(lines) == names
     assert f"answers at 127.0.0.1:{local_launchpad.port} ({local_launchpad.launchpad_file})" in lines["LaunchPad"].says
     assert lines["pseudopotentials"].says.endswith("PZ: Si (NC)")

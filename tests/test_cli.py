@@ -24,10 +24,12 @@ from typer.testing import CliRunner
 
 from dftfactory import cli, launchpad
 from dftfactory.config import DFTConfig, WorkerConfig
+from dftfactory.errors import LaunchPadAwayError
+from dftfactory.labels import write_label
 from dftfactory.store import LabelStore
 
-COMMANDS = ["init", "check", "run", "submit", "sync", "status", "export", "demo"]
-COMMANDS += ["launchpad start", "launchpad stop", "launchpad status"]
+COMMANDS = ["init", "check", "run", "submit", "sync", "status", "export", "recover", "reconcile", "demo"]
+COMMANDS += ["launchpad start", "launchpad connect", "launchpad stop", "launchpad status"]
 
 
 @dataclass
@@ -218,6 +220,7 @@ def test_check_says_ok_or_problem_and_its_status_tells(dftfactory: Dftfactory, d
     assert outcome.status == 1
     assert set(lines) == {
         "ok       worker",
+        "not yet  query",
         "ok       pw.x",
         "ok       scratch",
         "ok       configuration",
@@ -413,3 +416,78 @@ def test_local_launchpad_starts_is_found_and_stops(dftfactory: Dftfactory, serve
     away = dftfactory("status")
     assert away.status == 1
     assert f"run `dftfactory launchpad start --dir {server_folder}`" in away.err
+
+
+# What was lost
+
+
+@pytest.mark.mongodb
+def test_recover_brings_a_label_from_the_disk(
+    dftfactory: Dftfactory, launchpad: Any, dft_yaml: Path, si_atoms: Atoms, tmp_path: Path
+) -> None:
+    db = make_database(tmp_path / "c.db", si_atoms)
+    file = write_launchpad_file(launchpad, tmp_path)
+    dftfactory("submit", "c.db", "-c", dft_yaml)
+    (tmp_path / "runs" / "cut").mkdir(parents=True)
+    write_label(tmp_path / "runs", label_for(specs(launchpad)["a"]))
+    (tmp_path / "runs" / "cut" / "label.json").write_text("{")
+    outcome = dftfactory("recover", "runs", "-l", file)
+    assert outcome.out == "1 labels on the disk, 1 of them stored now; 0 Fireworks set COMPLETED\n"
+    assert "runs/cut/label.json is damaged" in outcome.err
+    assert outcome.status == 0
+    assert "1 completed" in dftfactory("sync", "c.db").out
+    assert statuses(db) == {"a": "COMPLETED"}
+    assert "nowhere is no folder" in dftfactory("recover", "nowhere").err
+
+
+@pytest.mark.mongodb
+def test_reconcile_says_what_it_found_and_did(
+    dftfactory: Dftfactory,
+    launchpad: Any,
+    dft_yaml: Path,
+    si_atoms: Atoms,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from fireworks import FWorker
+
+    make_database(tmp_path / "c.db", si_atoms)
+    write_launchpad_file(launchpad, tmp_path)
+    dftfactory("submit", "c.db", "-c", dft_yaml)
+    assert dftfactory("reconcile").out == "0 running, 0 COMPLETED, 0 READY again, 0 out of sight, 0 blocked\n"
+    launchpad.checkout_fw(FWorker(), str(tmp_path), host="node7")
+    [line, numbers] = dftfactory("reconcile").out.splitlines()
+    assert line == "Firework 1 (a): unknown, its rocket ran on node7: see there, or give --gone node7"
+    assert "1 out of sight" in numbers
+    [line, numbers] = dftfactory("reconcile", "--gone", "node7", "--dry-run").out.splitlines()
+    assert line == "Firework 1 (a): READY, node7 is gone, as you say"
+    assert "1 would be READY again" in numbers
+    assert states(launchpad) == {1: "RUNNING"}
+    dftfactory("reconcile", "--gone", "node7")
+    assert states(launchpad) == {1: "READY"}
+
+
+@pytest.mark.mongodb
+def test_reconcile_goes_on_in_a_loop_when_the_database_is_away(
+    dftfactory: Dftfactory, launchpad: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_launchpad_file(launchpad, tmp_path)
+    pauses, really_sleep = [], time.sleep
+
+    def sleep(seconds: float) -> None:
+        if seconds != 7:  # the driver's threads
+            return really_sleep(seconds)
+        pauses.append(seconds)
+        if len(pauses) >= 3:
+            raise KeyboardInterrupt
+
+    def away(*_: Any, **__: Any) -> None:
+        raise LaunchPadAwayError("it does not answer")
+
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("dftfactory.lost_runs.reconcile", away)
+    outcome = dftfactory("reconcile", "--loop", "7")
+    assert pauses == [7, 7, 7]
+    assert outcome.err.count("error: it does not answer") == 3
+    assert outcome.status == 130
+    assert dftfactory("reconcile").status == 1

@@ -48,6 +48,7 @@ EVERY_WORKER_FIELD: dict[str, Any] = {
     "pseudopotential_dir": "/pseudopotentials",
     "max_seconds": 3600.0,
     "hang_seconds": 300.0,
+    "database_seconds": 60.0,
     "memory_mb": 64000.0,
     "environment": {"OMP_NUM_THREADS": "2"},
 }
@@ -591,7 +592,7 @@ def set_mpirun(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
         ({"environment": {"A=B": "1"}}, "environment.A=B = '1': must be a name without `=`"),
         ({"environment": {"": "1"}}, "must be a name without `=`"),
         ({"parallel_core": 4}, "parallel_core = 4: is unknown; did you mean parallel_cores?"),
-        ({"ecutwfc": 4}, "ecutwfc = 4: is unknown; known are environment, hang_seconds, "),
+        ({"ecutwfc": 4}, "ecutwfc = 4: is unknown; known are database_seconds, environment, hang_seconds, "),
     ],
 )
 def test_worker_message_names_key_value_and_expectation(values: dict[str, Any], message: str) -> None:

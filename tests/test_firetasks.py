@@ -31,14 +31,18 @@ from queue_helpers import (
 )
 
 from dftfactory import firetasks
+from dftfactory.claims import Claims, make_claim
 from dftfactory.config import DFTConfig, WorkerConfig
-from dftfactory.errors import CalculationError, ConfigError, PseudopotentialError, StructureError
+from dftfactory.errors import CalculationError, ClaimedError, ConfigError, PseudopotentialError, StructureError
 from dftfactory.export import export_labels
-from dftfactory.firetasks import RunDFT, _claim_folder, _find_unfinished, _Spec
+from dftfactory.firetasks import RunDFT
 from dftfactory.labels import structure_to_dict
+from dftfactory.launch_folders import claim_folder, find_unfinished
 from dftfactory.pipeline import submit, sync, write_workflows
 from dftfactory.pseudos import load_pseudopotentials
 from dftfactory.runner import QERunner
+from dftfactory.sessions import start_of
+from dftfactory.specification import Specification
 from dftfactory.store import LabelStore
 from dftfactory.workflows import make_spec
 
@@ -139,17 +143,17 @@ def test_each_calculation_claims_a_folder_of_its_own(spec: dict[str, Any], tmp_p
 
     def claim(_: int) -> Path:
         start.wait()
-        return _claim_folder(launch_dir, _Spec(spec))
+        return claim_folder(launch_dir, Specification(spec), 1)
 
     with ThreadPoolExecutor(8) as threads:
         folders = list(threads.map(claim, range(8)))
     assert sorted(folders) == sorted([launch_dir, launch_dir / "si", *(launch_dir / f"si_{n}" for n in range(1, 7))])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "history.json").write_text("{}")
-    assert _claim_folder(tmp_path / "other", _Spec(spec)) == tmp_path / "other" / "si"
+    assert claim_folder(tmp_path / "other", Specification(spec), 1) == tmp_path / "other" / "si"
     (tmp_path / "users").mkdir()
     (tmp_path / "users" / "pw.in").write_text("a calculation of the user's own")
-    assert _claim_folder(tmp_path / "users", _Spec(spec)) == tmp_path / "users" / "si"
+    assert claim_folder(tmp_path / "users", Specification(spec), 1) == tmp_path / "users" / "si"
 
 
 # Rockets with the stand-in pw.x
@@ -306,10 +310,11 @@ def test_a_calculation_whose_time_was_over_goes_on_in_its_folder(
     for folder in (first, second):
         folder.mkdir()
     task = RunDFT()
+    task.launchpad, task.fw_id = launchpad, 1
     monkeypatch.chdir(first)
     with pytest.raises(CalculationError, match="WALLTIME"):
         task.run_task(spec)
-    monkeypatch.setattr(RunDFT, "_earlier_launch_dirs", lambda self: [first])
+    launchpad.launches.insert_one({"launch_id": 1, "fw_id": 1, "launch_dir": str(first)})
     monkeypatch.chdir(second)
     action = task.run_task(spec)
     assert Path(action.stored_data["run_dir"]) == first
@@ -337,8 +342,8 @@ def test_the_state_of_another_calculation_of_the_same_name_is_left_alone(
     elif other == "positions":
         si_atoms.positions[0] += 0.01
     config = fake_config.model_copy(update={"magnetism": "none"} if other == "magnetism" else {})
-    spec = _Spec(make_spec(si_atoms, "a", config, pseudopotentials))
-    assert _find_unfinished([tmp_path], spec) == (tmp_path / "a" if other is None else None)
+    spec = Specification(make_spec(si_atoms, "a", config, pseudopotentials))
+    assert find_unfinished([tmp_path], spec) == (tmp_path / "a" if other is None else None)
 
 
 @pytest.mark.mongodb
@@ -492,3 +497,81 @@ def test_real_worker_without_its_pseudopotential(
     sync(db, launchpad)
     assert statuses(db) == {"a": "FAILED"}
     assert "use the same file on every node" in rows(db)["a"].reason
+
+
+# Two rockets and one fingerprint, and a label that is asked for again
+
+
+def run_here(
+    launchpad: Any, folder: Path, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch, fw_id: int = 1
+) -> Any:
+    """What a rocket of the LaunchPad does with the task, in this process."""
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    task = RunDFT()
+    task.launchpad, task.fw_id = launchpad, fw_id
+    return task.run_task(spec).stored_data
+
+
+@pytest.mark.mongodb
+def test_a_second_firework_of_the_fingerprint_is_linked_while_the_first_one_runs(
+    launchpad: Any, queued: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two `submit`s at once, or `lpad add` twice: no pw.x is started, and both candidates get the one label."""
+    spec = {**specs(launchpad)["a"], "_fw_env": {"pw_command": "/nonexistent/pw.x"}}
+    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=tmp_path, stdin=subprocess.PIPE) as rocket:
+        claim = make_claim(spec["fingerprint"], 1, tmp_path)
+        claim["owner"] |= {"pid": rocket.pid, "started": start_of(rocket.pid)}
+        assert Claims(launchpad).take(claim) is None
+        stored = run_here(launchpad, tmp_path / "second", spec, monkeypatch, fw_id=2)
+        assert stored == {"calculation_id": "a", "fingerprint": spec["fingerprint"], "linked_to": 1}
+        with pytest.raises(ClaimedError, match=f"still runs .process {rocket.pid} .* lives. and goes on"):
+            run_here(launchpad, tmp_path / "again", spec, monkeypatch, fw_id=1)
+        rocket.kill()
+    with pytest.raises(CalculationError, match="ENVIRONMENT"):
+        run_here(launchpad, tmp_path / "third", spec, monkeypatch, fw_id=2)
+    assert Claims(launchpad).of_fireworks([1, 2]) == {}
+
+
+@pytest.mark.mongodb
+def test_a_forced_label_is_computed_although_there_is_one(
+    launchpad: Any,
+    queued: Any,
+    fake_pw: FakePw,
+    fake_config: DFTConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launches: Any,
+) -> None:
+    """The old one is put aside, in the store, and passed over on the disk, where the rerun would find it."""
+    env = {"_fw_env": fake_pw("converged").to_dict()}
+    first = run_here(launchpad, tmp_path / "first", {**specs(launchpad)["a"], **env}, monkeypatch)
+    launchpad.launches.insert_one({"launch_id": 1, "fw_id": 1, "launch_dir": str(tmp_path / "first")})
+    launchpad.fireworks.update_one({"fw_id": 1}, {"$set": {"state": "COMPLETED"}})
+    queued.update(1, status="SELECTED")
+    assert submit(queued, fake_config, launchpad).already_labelled == 1
+    queued.update(1, status="SELECTED")
+    assert submit(queued, fake_config, launchpad, force=True).rerun == 1
+    assert LabelStore(launchpad).get(first["fingerprint"]) is None
+    assert launchpad.db["dft_results_put_aside"].count_documents({"fingerprint": first["fingerprint"]}) == 1
+    assert sync(queued, launchpad).waiting == 1
+    second = run_here(launchpad, tmp_path / "second", {**specs(launchpad)["a"], **env}, monkeypatch)
+    assert len(launches()) == 2
+    assert "reused" not in second
+    # Once more, it has been done.
+    assert run_here(launchpad, tmp_path / "third", {**specs(launchpad)["a"], **env}, monkeypatch)["reused"]
+    assert len(launches()) == 2
+
+
+@pytest.mark.mongodb
+def test_a_forced_firework_of_a_file_puts_the_label_aside_itself(
+    launchpad: Any, queued: Any, fake_pw: FakePw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launches: Any
+) -> None:
+    """`submit --write --force` and `lpad add`: nobody else has touched the store."""
+    spec = specs(launchpad)["a"]
+    LabelStore(launchpad).put(label_for(spec, energy=-1.0))
+    env = {"_fw_env": fake_pw("converged").to_dict()}
+    run_here(launchpad, tmp_path / "first", {**spec, **env, "force": "wish"}, monkeypatch)
+    [label] = LabelStore(launchpad).find([spec["fingerprint"]])
+    assert (label["force"], label["result"]["energy"] < -100) == ("wish", True)
+    assert launchpad.db["dft_results_put_aside"].find_one()["result"]["energy"] == -1.0

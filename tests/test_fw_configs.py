@@ -9,19 +9,39 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fireworks
 import pytest
-from fireworks import FWorker, LaunchPad
+from fireworks import Firework, FWorker, LaunchPad, ScriptTask
 from fireworks.user_objects.queue_adapters.common_adapter import CommonAdapter
 from fireworks.utilities.fw_serializers import load_object_from_file
 
 from dftfactory.config import WorkerConfig
 from dftfactory.errors import LaunchPadError
+from dftfactory.firetasks import RunDFT
 from dftfactory.launchpad import load_launchpad
 
 FW_CONFIGS = Path(__file__).parents[1] / "fw_configs"
 
+# Keys of a specification that FireWorks itself acts on: none that makes it do more than run the task is let through.
+BARRED = {
+    "_background_tasks": "runs other tasks beside, with a `_fw_env` of the specification's own",
+    "_queueadapter": "qlaunch -r writes it into the job script",
+    "_files_in": "copies any file to any place",
+    "_trackers": "reads the end of any file into the LaunchPad",
+    "_launch_dir": "runs in any folder",
+    "_recovery": "copies any folder, and leaves out the task",
+    "_dupefinder": "gives it the result of another Firework",
+    "_fw_env": "is the worker's own, with the command of pw.x",
+}
+# They act on nothing but who takes a Firework, what its children see, or what the task is handed.
+HARMLESS = {
+    *("_fworker", "_category", "_priority", "_preserve_fworker", "_add_fworker", "_add_launchpad_and_fw_id"),
+    *("_files_prev", "_files_out", "_pass_job_info", "_job_info", "_tasks", "_exception_details"),
+    *("_allow_fizzled_parents", "_fizzled_parents"),
+}
 
-def test_worker_takes_every_firework_and_gives_our_keys():
+
+def test_worker_gives_our_keys():
     worker = FWorker.from_file(str(FW_CONFIGS / "my_fworker.yaml"))
     assert worker.name == "my_cluster"
     assert "spec._category" not in worker.query
@@ -30,6 +50,60 @@ def test_worker_takes_every_firework_and_gives_our_keys():
 
     assert settings.command(cores=4, npool=2) == ["mpirun", "-np", "4", "pw.x", "-nk", "2", "-in", "pw.in"]
     assert settings.environment == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.mongodb
+def test_rocket_takes_nothing_but_a_single_run_dft(launchpad, tmp_path):
+    """Somebody who can write to the LaunchPad plants Fireworks, which come first; ours is damaged and FIZZLES."""
+    script = ScriptTask.from_str(f"touch {tmp_path}/was-here")
+    planted = {
+        "script": ([script], {}),
+        "script, then ours": ([script, RunDFT()], {}),
+        "ours, then script": ([RunDFT(), script], {}),
+        "nothing": ([], {}),
+        "background": (
+            [RunDFT()],
+            {"_background_tasks": [{"_fw_name": "BackgroundTask", "tasks": [script.to_dict()]}]},
+        ),
+        **{key: ([RunDFT()], {key: {}}) for key in BARRED if key != "_background_tasks"},
+    }
+    for name, (tasks, spec) in planted.items():
+        launchpad.add_wf(Firework(tasks, name=name, spec={**spec, "_priority": 9}))
+    # What FireWorks cannot make itself, but who writes to the database can.
+    nested = launchpad.add_wf(Firework(RunDFT(), name="nested", spec={"_priority": 9}))
+    tasks = [[RunDFT().to_dict()], script.to_dict()]
+    launchpad.fireworks.update_one({"fw_id": next(iter(nested.values()))}, {"$set": {"spec._tasks": tasks}})
+    launchpad.add_wf(Firework(RunDFT(), name="ours", spec={"_category": "small"}))
+    (tmp_path / "my_launchpad.yaml").write_text(json.dumps(launchpad.to_dict()))
+    worker = (FW_CONFIGS / "my_fworker.yaml").read_text().replace('category: ""', "category: [small, __none__]")
+    (tmp_path / "category.yaml").write_text(worker)
+
+    environment = os.environ | {"PYTHONPATH": str(FW_CONFIGS.parent)}
+    for worker_file in (tmp_path / "category.yaml", FW_CONFIGS / "my_fworker.yaml"):
+        command = [sys.executable, "-m", "fireworks.scripts.rlaunch_run", "-l", "my_launchpad.yaml"]
+        rockets = [*command, "-w", str(worker_file), "rapidfire"]
+        subprocess.run(rockets, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+
+    states = {firework["name"]: firework["state"] for firework in launchpad.fireworks.find()}
+    assert states.pop("ours") == "FIZZLED"
+    assert "specification of the Firework is damaged" in str(launchpad.launches.find_one({}))
+    assert states == dict.fromkeys([*planted, "nested"], "READY")
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_every_key_that_fireworks_acts_on_is_known():
+    """A new FireWorks with a new key: it belongs into one of the two tables."""
+    package = Path(fireworks.__file__).parent
+    sources = [path.read_text() for folder in ("core", "queue") for path in (package / folder).glob("*.py")]
+    names = (
+        r"""spec\[["'](_\w+)|["'](_\w+)["'] (?:not )?in \w*\.?\w*spec|spec\.(?:get|pop)\(["'](_\w+)|["']spec\.(_\w+)"""
+    )
+    found = {name for source in sources for match in re.findall(names, source) for name in match if name}
+    assert found - HARMLESS <= set(BARRED)
+    assert {"_background_tasks", "_queueadapter", "_recovery", "_priority"} <= found
+
+    query = FWorker.from_file(str(FW_CONFIGS / "my_fworker.yaml")).query
+    assert {key for key, value in query.items() if value == {"$exists": False}} == {f"spec.{key}" for key in BARRED}
 
 
 def test_optional_worker_keys_are_valid_when_the_hash_is_taken_away(tmp_path):
@@ -97,10 +171,13 @@ def test_no_calculation_begins_too_late_in_a_job(name):
     assert timeout + max_seconds < 3600 * hours + 60 * minutes + seconds
 
 
-def test_launchpad_file_is_a_uri_without_a_secret():
+def test_launchpad_file_keeps_the_password_out_of_the_uri():
+    """`lpad` prints `host` when nobody answers."""
     launchpad = LaunchPad.from_file(str(FW_CONFIGS / "my_launchpad.yaml"))
     assert launchpad.uri_mode
-    assert launchpad.host == "mongodb://USER:PASSWORD@mongo.example.org:27017/?authSource=admin"
+    assert launchpad.host == "mongodb://mongo.example.org:27017/?authSource=admin"
+    credentials = launchpad.connection.options.pool_options._credentials
+    assert (credentials.username, credentials.password, credentials.source) == ("USER", "PASSWORD", "admin")
     assert launchpad.db.name == "fireworks"
     launchpad.connection.close()
 

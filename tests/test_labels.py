@@ -445,3 +445,11 @@ def test_damaged_label_file_is_an_error_and_never_no_label(tmp_path: Path, label
     (tmp_path / LABEL_FILE).write_bytes(b"\xff\xfe" + whole.encode())
     with pytest.raises(ParserError, match="is damaged"):
         read_label(tmp_path)
+
+
+@pytest.mark.parametrize("value", [1e300, -2e9])
+def test_coordinates_beyond_all_bounds_have_no_fingerprint(value: float, config: DFTConfig, si_atoms: Atoms) -> None:
+    """As whole numbers of 64 bits two of them would be equal."""
+    si_atoms.positions[0, 0] = value
+    with pytest.raises(StructureError, match="beyond all bounds"):
+        fingerprint(si_atoms, config, {"Si": "0" * 32})

@@ -384,6 +384,7 @@ def test_the_accuracy_in_the_text_is_compared_within_its_digits(run, printed, co
     folder = run()
     (folder / "out" / "pwscf.xml").unlink()
     edit(folder / "pw.out", "7.1E-11", printed)
+    edit(folder / "pw.out", "threshold =      1.0E-10", f"threshold =      {float(conv_thr):.1E}")
     change_pw_input(folder / "pw.in", {"conv_thr": float(conv_thr)})
 
     if accepted:

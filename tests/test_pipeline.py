@@ -550,7 +550,7 @@ def test_completed_firework_without_its_label_is_not_waited_for(
     """Somebody emptied dft_results: the candidate fails, and is computed when it is selected again."""
     fizzle(launchpad, "a", state="COMPLETED")
     assert sync(queued, launchpad).failed == 1
-    assert "the LaunchPad has lost its label" in rows(queued)["a"].reason
+    assert "the LaunchPad has no label of it: `dftfactory recover` looks on the disk" in rows(queued)["a"].reason
     queued.update(1, status="SELECTED")
     assert submit(queued, fake_config, launchpad).rerun == 1
     assert states(launchpad)[1] == "READY"

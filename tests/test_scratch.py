@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dftfactory import owners
 from dftfactory.scratch import make_scratch, release, sweep
 
 # Makes a scratch folder, as a calculation in another process does, and says which.
@@ -47,11 +48,25 @@ def test_the_folder_of_a_dead_process_is_deleted_when_a_new_one_is_made(of_the_d
     assert list((tmp_path / "disk").iterdir()) == [new]
 
 
-@pytest.mark.parametrize("other", [{"host": "node7"}, {"boot": "another"}, {"processes": "pid:[1]"}, {"pid": "?"}])
+@pytest.mark.parametrize(
+    "other",
+    [{"host": "node7"}, {"boot": "another", "machine": "another"}, {"processes": "pid:[1]"}, {"pid": "?"}],
+)
 def test_a_folder_of_another_host_container_or_boot_is_left_alone(other: dict[str, str], of_the_dead: Path) -> None:
     change_owner(of_the_dead, **other)
     sweep(of_the_dead.parent)
     assert (of_the_dead / "pwscf.wfc1").is_file()
+
+
+def test_a_folder_from_before_a_reboot_of_the_machine_is_deleted(
+    of_the_dead: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another machine may have the same name, but not the same id."""
+    (tmp_path / "machine-id").write_text("0123\n")
+    monkeypatch.setattr(owners, "MACHINE_ID", tmp_path / "machine-id")
+    change_owner(of_the_dead, boot="another", machine="0123")
+    sweep(of_the_dead.parent)
+    assert not of_the_dead.exists()
 
 
 def test_a_folder_of_a_living_process_is_left_alone(tmp_path: Path) -> None:

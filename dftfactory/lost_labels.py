@@ -1,0 +1,170 @@
+"""Labels that are on the disk and not in the LaunchPad: found, stored, and their Fireworks put right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dftfactory.config import DFTConfig
+from dftfactory.errors import DFTFactoryError, LaunchPadError, ParserError
+from dftfactory.firetasks import only_softened, summary_of
+from dftfactory.labels import FORCE, LABEL_FILE, forces_above, misfit, read_label, structure_from_dict
+from dftfactory.launch_folders import earlier_folders
+from dftfactory.launches import OURS
+from dftfactory.offline import bring_all_home, find_offline_launches
+from dftfactory.store import LabelStore, launchpad_errors
+
+if TYPE_CHECKING:
+    from fireworks import LaunchPad
+
+# What a label puts right. A Firework that has not run yet finds its label by itself, and those that somebody has paused
+# or archived stay so.
+_TO_COMPLETE = ("RUNNING", "FIZZLED")
+
+
+@dataclass
+class RecoverSummary:
+    """What was found on the disk: numbers of label files, and of Fireworks that are COMPLETED now."""
+
+    found: int = 0
+    stored: int = 0
+    completed: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@launchpad_errors()
+def recover_labels(
+    launchpad: LaunchPad, folders: Iterable[Path] | None = None, progress: Callable[[int], None] = lambda n: None
+) -> RecoverSummary:
+    """Store the labels that are on the disk, and set their Fireworks COMPLETED; safe to repeat.
+
+    Parameters
+    ----------
+    launchpad
+        Where the labels belong.
+    folders
+        Searched with all folders below them; where absent, the launch folders of the Fireworks that have no label.
+    progress
+        Called with 1 after each label file.
+
+    Raises
+    ------
+    LaunchPadError
+        The database went away; what was stored stays stored. Or a folder does not exist.
+    """
+    store = LabelStore(launchpad)
+    store.prepare()
+    summary = RecoverSummary()
+    for folder in _launch_folders(launchpad, store) if folders is None else _search(folders):
+        recover_label(launchpad, store, folder, summary)
+        progress(1)
+    completed, problems = bring_all_home(launchpad, lambda fw_id: complete_from_store(launchpad, store, fw_id))
+    summary.completed += completed
+    summary.problems += problems
+    return summary
+
+
+@launchpad_errors()
+def recover_offline(launchpad: LaunchPad) -> RecoverSummary:
+    """Store the labels of offline rockets, and tell the LaunchPad what became of them."""
+    launches = find_offline_launches(launchpad)
+    return recover_labels(launchpad, [launch.launch_dir for launch in launches if launch.launch_dir.is_dir()])
+
+
+def recover_label(launchpad: LaunchPad, store: LabelStore, folder: Path, summary: RecoverSummary) -> bool:
+    """Store the label of one run folder and put its Fireworks right; False when there is none that serves."""
+    try:
+        label = read_label(folder)
+        if label is None:
+            return False
+        summary.found += 1
+        fireworks = _fireworks_of(launchpad, label["fingerprint"])
+        _check(label, [firework["spec"] for firework in fireworks])
+    except LaunchPadError:
+        raise
+    except DFTFactoryError as error:
+        summary.problems.append(f"{folder / LABEL_FILE}: {error.message}")
+        return False
+    if store.get(label["fingerprint"]) is None:
+        summary.stored += 1
+    store.put(label)
+    for firework in fireworks:
+        if firework["state"] in _TO_COMPLETE and firework["launches"]:
+            summary.completed += _put_right(launchpad, firework, label, folder)
+    return True
+
+
+def complete_from_store(launchpad: LaunchPad, store: LabelStore, fw_id: int) -> bool:
+    """Set a Firework COMPLETED whose label is stored already; False when there is none that serves."""
+    firework = launchpad.fireworks.find_one(
+        {"fw_id": fw_id}, {"_id": 0, "fw_id": 1, "state": 1, "launches": 1, "spec": 1}
+    )
+    label = None if firework is None else store.get(firework["spec"]["fingerprint"])
+    if firework is None or label is None or not firework["launches"]:
+        return False
+    try:
+        _check(label, [firework["spec"]])
+    except DFTFactoryError:
+        return False
+    return _put_right(launchpad, firework, label, None)
+
+
+def _fireworks_of(launchpad: LaunchPad, fingerprint: str) -> list[dict[str, Any]]:
+    keys = {"_id": 0, "fw_id": 1, "state": 1, "launches": 1, "spec": 1}
+    return list(launchpad.fireworks.find({"spec.fingerprint": fingerprint}, keys))
+
+
+def _check(label: dict[str, Any], specs: list[dict[str, Any]]) -> None:
+    """Refuse a label that is not the one for which Fireworks ask."""
+    for spec in specs:
+        if (reason := misfit(label, structure_from_dict(spec["structure"]))) is not None:
+            raise ParserError(f"not the label of {label['calculation_id']}: {reason}; remove it")
+    if specs and label.get(FORCE) not in [spec.get(FORCE) for spec in specs]:
+        raise ParserError("an older label than the one that `submit --force` has asked for; it stays as it is")
+
+
+def _put_right(launchpad: LaunchPad, firework: dict[str, Any], label: dict[str, Any], run_dir: Path | None) -> bool:
+    """Give the last launch of a Firework the end that it should have had; whether it is COMPLETED now."""
+    from fireworks import FWAction
+
+    launch_id = firework["launches"][-1]
+    # Of an offline launch `lpad recover_offline` would bring back what it was.
+    launchpad.forget_offline(launch_id)
+    if label["quality"] == "exact":
+        spec = firework["spec"]
+        if forces_above(label, DFTConfig(**spec["config"])) is not None:
+            return False  # this Firework refuses the label, and says so when it runs
+        where = {} if run_dir is None else {"run_dir": str(run_dir)}
+        stored = {**summary_of(label), **where, "recovered": True}
+        launchpad.complete_launch(launch_id, FWAction(stored_data=stored), "COMPLETED")
+        return True
+    if firework["state"] == "RUNNING" and run_dir is not None:
+        details = only_softened(label, run_dir).to_dict()
+        exception = {"_stacktrace": details["message"], "_details": details}
+        launchpad.complete_launch(launch_id, FWAction(stored_data={"_exception": exception}, exit=True), "FIZZLED")
+    return False
+
+
+def _launch_folders(launchpad: LaunchPad, store: LabelStore) -> Iterator[Path]:
+    """Run folders of all launches of Fireworks without a label, as far as this machine can see them."""
+    found = launchpad.fireworks.find(OURS, {"_id": 0, "fw_id": 1, "spec.fingerprint": 1, "spec.calculation_id": 1})
+    specs = {firework["fw_id"]: firework["spec"] for firework in found}
+    labelled = store.fingerprints()
+    wanted = {fw_id: spec["calculation_id"] for fw_id, spec in specs.items() if spec["fingerprint"] not in labelled}
+    launches = launchpad.launches.find({}, {"_id": 0, "fw_id": 1, "launch_dir": 1})
+    for launch in list(launches):
+        if launch["fw_id"] in wanted:
+            yield from earlier_folders([Path(launch["launch_dir"])], wanted[launch["fw_id"]])
+
+
+def _search(folders: Iterable[Path]) -> Iterator[Path]:
+    """Folders with a label file, below these; links are not followed."""
+    for top in folders:
+        if not top.is_dir():
+            raise LaunchPadError(f"{top} is no folder; give the one in which the rockets ran", folder=str(top))
+        for folder, _, files in os.walk(top.resolve()):
+            if LABEL_FILE in files:
+                yield Path(folder)

@@ -1,0 +1,226 @@
+"""Fireworks that are RUNNING or RESERVED and whose rocket or job is no more: found, ended, and set right."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dftfactory.claims import Claims, Life, life_of_job, look_at
+from dftfactory.errors import ClaimedError
+from dftfactory.launch_folders import earlier_folders
+from dftfactory.launches import OURS
+from dftfactory.lost_labels import RecoverSummary, complete_from_store, recover_label, recover_offline
+from dftfactory.offline import close, find_offline_launches
+from dftfactory.orphans import end_orphans, is_rocket_dead, living_in
+from dftfactory.owners import is_alive, this_host
+from dftfactory.queues import JobAnswer, job_states, reserved_job
+from dftfactory.repairs import repair
+from dftfactory.sessions import python_in
+from dftfactory.store import LabelStore, launchpad_errors
+
+if TYPE_CHECKING:
+    from fireworks import LaunchPad
+
+# A rocket that has just begun has written nothing of itself yet; `qlaunch` takes some seconds to get its number.
+BEGIN_SECONDS = 60.0
+
+
+class Fate(Enum):
+    """What became of a Firework that was RUNNING or RESERVED."""
+
+    LIVES = "lives"
+    UNKNOWN = "unknown"
+    COMPLETED = "COMPLETED"
+    READY = "READY"
+    BLOCKED = "blocked"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One Firework: what was found, why, and what was done (in a dry run: would be)."""
+
+    fw_id: int
+    calculation_id: str
+    host: str
+    fate: Fate
+    evidence: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A Firework that is RUNNING or RESERVED, its last launch, and its claim, each as the LaunchPad has it."""
+
+    firework: dict[str, Any]
+    launch: dict[str, Any]
+    claim: dict[str, Any] | None
+    is_offline: bool
+
+    @property
+    def fw_id(self) -> int:
+        return int(self.firework["fw_id"])
+
+    @property
+    def calculation_id(self) -> str:
+        return str(self.firework["spec"].get("calculation_id"))
+
+    @property
+    def host(self) -> str:
+        owner = self.claim["owner"] if self.claim else {}
+        return str(owner.get("host") or self.launch.get("host") or "")
+
+    @property
+    def launch_dir(self) -> Path:
+        return Path(str(self.launch.get("launch_dir") or "/nonexistent"))
+
+    @property
+    def is_reserved(self) -> bool:
+        return bool(self.launch.get("state", "RESERVED") == "RESERVED")
+
+    @property
+    def reservation_id(self) -> str | None:
+        ids = [
+            str(entry["reservation_id"]) for entry in self.launch.get("state_history", []) if "reservation_id" in entry
+        ]
+        return ids[-1] if ids else None
+
+    @property
+    def job(self) -> dict[str, Any] | None:
+        """The job to ask for where the process is out of sight."""
+        if self.is_reserved or self.is_offline:
+            return None if self.reservation_id is None else reserved_job(self.reservation_id, self.launch_dir)
+        return None if self.claim is None or is_alive(self.claim["owner"]) is not None else self.claim.get("job")
+
+
+@launchpad_errors()
+def reconcile(
+    launchpad: LaunchPad, *, gone: Collection[str] = (), dry_run: bool = False
+) -> tuple[list[Finding], list[str]]:
+    """Compare RUNNING and RESERVED Fireworks with the process table and the queue, and set right those that are lost.
+
+    A pw.x that lives on without its rocket is stopped, and saves its state where it can; a label that is on the disk
+    is stored; else the Firework is READY again. What cannot be seen from here is left alone.
+
+    Parameters
+    ----------
+    launchpad
+        The LaunchPad.
+    gone
+        Names of machines that are known to be gone for good, so that nothing can run there.
+    dry_run
+        Look only.
+
+    Returns
+    -------
+    list of Finding, list of str
+        One for each Firework, and what was repaired in the LaunchPad besides.
+
+    Raises
+    ------
+    LaunchPadError
+        The database went away; what was done stays done.
+    """
+    repaired = repair(launchpad, dry_run=dry_run)
+    if not dry_run:
+        # Offline rockets that have ended since are no lost runs.
+        recover_offline(launchpad)
+    runs = _runs(launchpad)
+    answers = job_states({run.fw_id: job for run in runs if (job := run.job) is not None})
+    findings = []
+    for run in runs:
+        life = _look_at(run, answers.get(run.fw_id), gone)
+        if life.alive is False and not dry_run:
+            finding = _set_right(launchpad, run, life)
+        else:
+            fate = {True: Fate.LIVES, False: Fate.READY, None: Fate.UNKNOWN}[life.alive]
+            finding = Finding(run.fw_id, run.calculation_id, run.host, fate, life.evidence)
+        findings.append(finding)
+    return findings, repaired
+
+
+def _runs(launchpad: LaunchPad) -> list[_Run]:
+    keys = {"_id": 0, "fw_id": 1, "state": 1, "launches": 1, "updated_on": 1, "spec.calculation_id": 1}
+    fireworks = list(launchpad.fireworks.find({**OURS, "state": {"$in": ["RUNNING", "RESERVED"]}}, keys))
+    claims = Claims(launchpad).of_fireworks(firework["fw_id"] for firework in fireworks)
+    # Also one that the Firework does not have yet: its rocket was killed while it took it.
+    found = launchpad.launches.find({"fw_id": {"$in": [firework["fw_id"] for firework in fireworks]}}, {"_id": 0})
+    launches: dict[int, dict[str, Any]] = {}
+    for launch in sorted(found, key=lambda launch: launch["launch_id"]):
+        launches[launch["fw_id"]] = launch
+    offline = {launch.launch_id for launch in find_offline_launches(launchpad)}
+    runs = []
+    for firework in fireworks:
+        fw_id, launch = firework["fw_id"], launches.get(firework["fw_id"], {})
+        runs.append(_Run(firework, launch, claims.get(fw_id), launch.get("launch_id") in offline))
+    return runs
+
+
+def _look_at(run: _Run, answer: JobAnswer | None, gone: Collection[str]) -> Life:
+    if run.host in gone:
+        return Life(False, f"{run.host} is gone, as you say")
+    if run.is_reserved or run.is_offline:
+        if answer is not None:
+            return life_of_job(answer)
+        if run.is_offline:
+            return Life(None, f"runs offline, in no job that is known: see {run.launch_dir}")
+        return _unless_new(run, "reserved, and no job was submitted for it")
+    if run.claim is not None:
+        return look_at(run.claim, answer)
+    if run.host != this_host().get("host"):
+        return Life(None, f"its rocket ran on {run.host}: see there, or give --gone {run.host}")
+    if not run.launch_dir.is_dir():
+        return _unless_new(run, f"its folder {run.launch_dir} is gone")
+    if pids := python_in(run.launch_dir):
+        return Life(True, f"process {pids[0]} works in its folder")
+    return _unless_new(run, "no process works in its folder")
+
+
+def _unless_new(run: _Run, evidence: str) -> Life:
+    age = datetime.now(timezone.utc) - _utc(run.firework["updated_on"])
+    return Life(False, evidence) if age > timedelta(seconds=BEGIN_SECONDS) else Life(True, "has just begun")
+
+
+def _set_right(launchpad: LaunchPad, run: _Run, life: Life) -> Finding:
+    """Bring a lost run to its end: COMPLETED when its label is on the disk, else READY."""
+    try:
+        done = _end_orphans(run)
+    except ClaimedError as error:
+        return Finding(run.fw_id, run.calculation_id, run.host, Fate.BLOCKED, error.message)
+    now = launchpad.fireworks.find_one({"fw_id": run.fw_id}, {"_id": 0, "state": 1, "launches": 1})
+    if now is None or any(now[key] != run.firework[key] for key in now):
+        evidence = "went on while it was looked at"
+        return Finding(run.fw_id, run.calculation_id, run.host, Fate.LIVES, evidence)
+    summary, store = RecoverSummary(), LabelStore(launchpad)
+    for folder in earlier_folders([run.launch_dir], run.calculation_id):
+        if recover_label(launchpad, store, folder, summary):
+            break
+    completed = bool(summary.completed) or complete_from_store(launchpad, store, run.fw_id)
+    if not completed:
+        launchpad.rerun_fw(run.fw_id)
+    if run.is_offline:
+        close(launchpad, run.launch["launch_id"])
+    if run.claim is not None:
+        Claims(launchpad).give_back(run.claim)
+    evidence = "; ".join([life.evidence, *done, *summary.problems])
+    fate = Fate.COMPLETED if completed else Fate.READY
+    return Finding(run.fw_id, run.calculation_id, run.host, fate, evidence)
+
+
+def _end_orphans(run: _Run) -> Iterable[str]:
+    """End the pw.x of a lost run on this machine; one on another machine went with its job."""
+    done: list[str] = []
+    for folder in earlier_folders([run.launch_dir], run.calculation_id):
+        if is_rocket_dead(folder):
+            done += end_orphans(folder)
+        elif living_in(folder):
+            raise ClaimedError(f"pw.x lives in {folder}, and it is not known for whom: stop it first")
+    return done
+
+
+def _utc(value: Any) -> datetime:
+    """FireWorks stores text or a datetime, both in UTC, with or without saying so."""
+    time = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

@@ -1,0 +1,112 @@
+"""What FireWorks leaves half done when a process is killed between two of its writes, brought to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from dftfactory.launches import OURS, OVER
+from dftfactory.store import launchpad_errors
+
+if TYPE_CHECKING:
+    from fireworks import LaunchPad
+
+# FireWorks takes some milliseconds from the first to the last write of a step, and a few seconds where `submit` adds a
+# page: what looks the same after this time was left by the dead.
+STEP_SECONDS = 10.0
+# What `make_workflow` writes into the metadata.
+_METADATA = ("calculation_id", "formula", "fingerprint", "config_hash")
+_OUR_WORKFLOWS = {"metadata.fingerprint": {"$exists": True}}
+
+LOCKED = "unlocked the workflow of Firework {}"
+NO_WORKFLOW = "added the workflow that Firework {} had not got"
+NO_FIREWORK = "removed the workflow of Firework {}, which does not exist"
+STALE = "brought Firework {} and its workflow to the state of its last launch"
+
+
+@launchpad_errors()
+def repair(launchpad: LaunchPad, *, dry_run: bool = False) -> list[str]:
+    """Bring to an end what killed processes have begun in the LaunchPad; return what was done, a line for each.
+
+    Only for workflows of ours, which have a single Firework. Takes STEP_SECONDS where there is something to repair.
+    """
+    found = _look(launchpad)
+    if found:
+        time.sleep(STEP_SECONDS)
+        found &= _look(launchpad)
+    # Locks first: what comes after them needs the workflows.
+    for kind, fw_id in sorted(found, key=lambda one: (one[0] != LOCKED, one)):
+        if not dry_run:
+            _REPAIRS[kind](launchpad, fw_id)
+    return [kind.format(fw_id) for kind, fw_id in sorted(found)]
+
+
+def _look(launchpad: LaunchPad) -> set[tuple[str, int]]:
+    """Find what looks half done: kind and Firework id."""
+    keys = {"_id": 0, "fw_id": 1, "state": 1, "launches": 1}
+    fireworks = {fw["fw_id"]: fw for fw in launchpad.fireworks.find({**OURS, "state": {"$nin": OVER}}, keys)}
+    keys = {"_id": 0, "nodes": 1, "fw_states": 1, "locked": 1}
+    # Those that are over by their own account and have a Firework that is not, too.
+    live = {"$or": [{"state": {"$nin": OVER}}, {"locked": {"$exists": True}}, {"nodes": {"$in": list(fireworks)}}]}
+    workflows = {flow["nodes"][0]: flow for flow in launchpad.workflows.find({**_OUR_WORKFLOWS, **live}, keys)}
+    others = launchpad.fireworks.find(
+        {"fw_id": {"$in": [fw_id for fw_id in workflows if fw_id not in fireworks]}}, {"_id": 0, "fw_id": 1, "state": 1}
+    )
+    states = {fw["fw_id"]: fw["state"] for fw in (*fireworks.values(), *others)}
+    # `lpad add` was killed between the two: no rocket can run a Firework without its workflow.
+    found = {(NO_WORKFLOW, fw_id) for fw_id in fireworks if fw_id not in workflows}
+    for fw_id, workflow in workflows.items():
+        if "locked" in workflow:
+            # Everybody else waits for minutes, and gives up.
+            found.add((LOCKED, fw_id))
+        if fw_id not in states:
+            # `submit` was killed between the two; repeated, it has added both under new ids.
+            found.add((NO_FIREWORK, fw_id))
+        elif workflow["fw_states"].get(str(fw_id), states[fw_id]) != states[fw_id]:
+            found.add((STALE, fw_id))
+    return found | {(STALE, fw_id) for fw_id in _behind_their_launch(launchpad, fireworks)}
+
+
+def _behind_their_launch(launchpad: LaunchPad, fireworks: dict[int, dict[str, Any]]) -> list[int]:
+    """Fireworks whose rocket was killed after it had written the end of the launch, and before theirs."""
+    last = {
+        fw_id: max(firework["launches"])
+        for fw_id, firework in fireworks.items()
+        if firework["state"] in ("RUNNING", "RESERVED") and firework["launches"]
+    }
+    ended = launchpad.launches.find(
+        {"launch_id": {"$in": list(last.values())}, "state": {"$in": ["COMPLETED", "FIZZLED"]}}, {"launch_id": 1}
+    )
+    launch_ids = {launch["launch_id"] for launch in ended}
+    return [fw_id for fw_id, launch_id in last.items() if launch_id in launch_ids]
+
+
+def _unlock(launchpad: LaunchPad, fw_id: int) -> None:
+    launchpad.workflows.update_one({"nodes": fw_id}, {"$unset": {"locked": True}})
+
+
+def _add_workflow(launchpad: LaunchPad, fw_id: int) -> None:
+    from fireworks import Firework, Workflow
+
+    document = launchpad.fireworks.find_one({"fw_id": fw_id})
+    if document is not None:
+        # The ids of launches stay in the Firework; the workflow has none.
+        firework = Firework.from_dict({**document, "launches": [], "archived_launches": []})
+        firework.state = document["state"]
+        metadata = {key: document["spec"].get(key) for key in _METADATA}
+        workflow = Workflow([firework], name=document["name"], metadata=metadata)
+        launchpad.workflows.insert_one(workflow.to_db_dict())
+
+
+def _remove_workflow(launchpad: LaunchPad, fw_id: int) -> None:
+    launchpad.workflows.delete_one({"nodes": fw_id})
+
+
+def _refresh(launchpad: LaunchPad, fw_id: int) -> None:
+    # As `lpad admin refresh` does. What FireWorks cannot make sense of it sets FIZZLED before it raises.
+    with contextlib.suppress(RuntimeError):
+        launchpad._refresh_wf(fw_id)
+
+
+_REPAIRS = {LOCKED: _unlock, NO_WORKFLOW: _add_workflow, NO_FIREWORK: _remove_workflow, STALE: _refresh}
