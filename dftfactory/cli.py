@@ -131,7 +131,9 @@ def submit(
     elif write is not None:
         typer.echo(f"{summary.added} workflow files in {write}; add them with `lpad add {write}/*.json`")
     else:
-        rockets = rocket_command(launchpad, find_worker_file())
+        # What `init` has written serves, also where FireWorks' settings do not lead to it.
+        beside = Path("fw_configs", "my_fworker.yaml")
+        rockets = rocket_command(launchpad, find_worker_file() or (beside if beside.is_file() else None))
         typer.echo(f"{summary.added} queued; next: `{rockets}`, then `dftfactory sync {_again(database, launchpad)}`")
         _say(summary.rerun, "set to run again")
         _say(summary.already_queued, "queued before, linked to the Firework that is there")
