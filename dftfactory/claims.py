@@ -110,6 +110,11 @@ class Claims:
         """Firework id → its claim."""
         return {claim["fw_id"]: claim for claim in self.collection.find({"fw_id": {"$in": list(fw_ids)}})}
 
+    @launchpad_errors()
+    def all(self) -> list[dict[str, Any]]:
+        """Return all claims; each rocket that works has one."""
+        return list(self.collection.find({}))
+
     def _stands(self, other: Mapping[str, Any], claim: Mapping[str, Any]) -> bool:
         if all(other["owner"].get(key) == value for key, value in claim["owner"].items()):
             return False  # our own, from before: it could not be given back

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fireworks import FiretaskBase, FWAction, explicit_serialize
 
 from dftfactory.claims import Claims, look_at, make_claim
-from dftfactory.errors import CalculationError, ClaimedError, LaunchPadAwayError, LaunchPadError
+from dftfactory.errors import CalculationError, ClaimedError, ConfigError, LaunchPadAwayError, LaunchPadError
 from dftfactory.giving_up import details_of_softened
 from dftfactory.jobs import may_resume
 from dftfactory.labels import FORCE, FORCES_EXPLANATION, forces_above, make_label, write_label
@@ -77,7 +79,17 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
             _store(label, run_dir, unwritten, store, patience)
             return _action(label, run_dir)
         except (KeyboardInterrupt, SystemExit) as stop:
-            _end_rocket(stop, claims, claim, launchpad, fw_id)
+            number = _signal_of(stop)
+            if number is not None:
+                _hand_back(claims, claim, launchpad, fw_id)
+                _die_of(number)
+            raise
+        except (OSError, ConfigError) as error:
+            if _is_disk_full(error):
+                # One node with a full disk would else fail one Firework after the other.
+                _hand_back(claims, claim, launchpad, fw_id)
+                sys.stderr.write(f"{error}: Firework {fw_id} is READY again, and this rocket ends\n")
+                _die_of(signal.SIGTERM)
             raise
         finally:
             # Else it goes with this process.
@@ -137,22 +149,35 @@ def _earlier_launch_dirs(launchpad: LaunchPad, fw_id: int) -> list[Path]:
     return [path for launch in launches if (path := Path(launch["launch_dir"])).is_dir()]
 
 
-def _end_rocket(
-    stop: KeyboardInterrupt | SystemExit, claims: Claims, claim: dict[str, Any], launchpad: LaunchPad, fw_id: int
-) -> None:
-    """End this process as the signal demands that has stopped pw.x, with the Firework READY for another one.
+def _signal_of(stop: KeyboardInterrupt | SystemExit) -> int | None:
+    """Return the signal that has stopped pw.x; None where somebody called sys.exit."""
+    if isinstance(stop, KeyboardInterrupt):
+        return signal.SIGINT
+    number = stop.code - 128 if isinstance(stop.code, int) else None
+    return number if number in (signal.SIGTERM, signal.SIGHUP) else None
 
-    FireWorks would make it FIZZLED, and `rlaunch rapidfire` begin the next one in a job that is about to be killed.
-    """
-    number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0) - 128
-    if number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        return  # no signal: somebody called sys.exit
+
+def _hand_back(claims: Claims, claim: dict[str, Any], launchpad: LaunchPad, fw_id: int) -> None:
+    """Make the Firework READY for another rocket; FireWorks would make it FIZZLED."""
     # A queue kills half a minute later; what is not done until then, `dftfactory reconcile` does.
     with contextlib.suppress(Exception), at_most(10):
         claims.give_back(claim)
         launchpad.rerun_fw(fw_id)
+
+
+def _die_of(number: int) -> None:
+    """End this process: `rlaunch rapidfire` would go on with the next Firework, in a job that is about to be killed."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether there was no room for the first files of a run; pw.x itself has rungs for that."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _linked(other: dict[str, Any], spec: Specification, fw_id: int) -> FWAction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -135,6 +136,8 @@ def _exceptions(launchpad: LaunchPad, launch_ids: list[int], *more: str) -> Iter
 
 def _failure(exception: dict[str, Any]) -> str:
     details = exception.get("_details") or {}
+    if not details and re.search(r"\[Errno (?:28|122)\]", str(exception.get("_stacktrace") or "")):
+        return "DISK_FULL"  # FireWorks could not write its own file
     # A run that ended well and is no label has no failure of pw.x.
     error = str(details.get("error", "UNKNOWN")).replace("CalculationError", "REJECTED")
     return str(details.get("failure") or error)

@@ -62,9 +62,19 @@ def recover_labels(
         recover_label(launchpad, store, folder, summary)
         progress(1)
     completed, problems = bring_all_home(launchpad, lambda fw_id: complete_from_store(launchpad, store, fw_id))
-    summary.completed += completed
+    summary.completed += completed + complete_labelled(launchpad, store)
     summary.problems += problems
     return summary
+
+
+def complete_labelled(launchpad: LaunchPad, store: LabelStore) -> int:
+    """Set the FIZZLED Fireworks COMPLETED that have a label by now; return how many there were."""
+    keys = {"_id": 0, "fw_id": 1, "spec.fingerprint": 1}
+    fizzled = {
+        fw["fw_id"]: fw["spec"]["fingerprint"] for fw in launchpad.fireworks.find({**OURS, "state": "FIZZLED"}, keys)
+    }
+    labelled = {label["fingerprint"] for label in store.find(set(fizzled.values())) if label["quality"] == "exact"}
+    return sum(complete_from_store(launchpad, store, fw_id) for fw_id, name in fizzled.items() if name in labelled)
 
 
 @launchpad_errors()

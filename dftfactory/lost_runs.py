@@ -13,7 +13,13 @@ from dftfactory.claims import Claims, Life, life_of_job, look_at
 from dftfactory.errors import ClaimedError
 from dftfactory.launch_folders import earlier_folders
 from dftfactory.launches import OURS
-from dftfactory.lost_labels import RecoverSummary, complete_from_store, recover_label, recover_offline
+from dftfactory.lost_labels import (
+    RecoverSummary,
+    complete_from_store,
+    complete_labelled,
+    recover_label,
+    recover_offline,
+)
 from dftfactory.offline import close, find_offline_launches
 from dftfactory.orphans import end_orphans, is_rocket_dead, living_in
 from dftfactory.owners import is_alive, this_host
@@ -138,7 +144,19 @@ def reconcile(
             fate = {True: Fate.LIVES, False: Fate.READY, None: Fate.UNKNOWN}[life.alive]
             finding = Finding(run.fw_id, run.calculation_id, run.host, fate, life.evidence)
         findings.append(finding)
+    if not dry_run:
+        complete_labelled(launchpad, LabelStore(launchpad))
+        _give_back_claims_of_the_dead(launchpad)
     return findings, repaired
+
+
+def _give_back_claims_of_the_dead(launchpad: LaunchPad) -> None:
+    """Of Fireworks that do not run any more: their rockets could not do it, since the database was away."""
+    claims = Claims(launchpad)
+    for claim in claims.all():
+        state = launchpad.fireworks.find_one({"fw_id": claim["fw_id"]}, {"_id": 0, "state": 1}) or {}
+        if state.get("state") not in ("RUNNING", "RESERVED") and look_at(claim).alive is False:
+            claims.give_back(claim)
 
 
 def _runs(launchpad: LaunchPad) -> list[_Run]:

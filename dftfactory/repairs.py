@@ -32,9 +32,13 @@ def repair(launchpad: LaunchPad, *, dry_run: bool = False) -> list[str]:
     Only for workflows of ours, which have a single Firework. Takes STEP_SECONDS where there is something to repair.
     """
     found = _look(launchpad)
-    if found:
+    took = STEP_SECONDS
+    # A server that stood still in between has held up the living, too.
+    while found and took >= STEP_SECONDS:
         time.sleep(STEP_SECONDS)
+        began = time.monotonic()
         found &= _look(launchpad)
+        took = time.monotonic() - began
     # Locks first: what comes after them needs the workflows.
     for kind, fw_id in sorted(found, key=lambda one: (one[0] != LOCKED, one)):
         if not dry_run:
@@ -63,7 +67,8 @@ def _look(launchpad: LaunchPad) -> set[tuple[str, int]]:
         if fw_id not in states:
             # `submit` was killed between the two; repeated, it has added both under new ids.
             found.add((NO_FIREWORK, fw_id))
-        elif workflow["fw_states"].get(str(fw_id), states[fw_id]) != states[fw_id]:
+        elif states[fw_id] != "RESERVED" and workflow["fw_states"].get(str(fw_id), states[fw_id]) != states[fw_id]:
+            # Between RESERVED and RUNNING a rocket asks for the name of its host, which may take a minute.
             found.add((STALE, fw_id))
     return found | {(STALE, fw_id) for fw_id in _behind_their_launch(launchpad, fireworks)}
 

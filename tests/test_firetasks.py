@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -575,3 +578,34 @@ def test_a_forced_firework_of_a_file_puts_the_label_aside_itself(
     [label] = LabelStore(launchpad).find([spec["fingerprint"]])
     assert (label["force"], label["result"]["energy"] < -100) == ("wish", True)
     assert launchpad.db["dft_results_put_aside"].find_one()["result"]["energy"] == -1.0
+
+
+@pytest.mark.mongodb
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_full_disk_ends_the_rocket_and_not_one_firework_after_the_other(
+    number: int,
+    launchpad: Any,
+    queued: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Any other trouble with the folder is the trouble of one Firework."""
+    from fireworks import FWorker
+
+    died = []
+    monkeypatch.setattr(firetasks, "_die_of", died.append)
+
+    def no_room(*_: Any) -> Path:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(firetasks, "claim_folder", no_room)
+    spec = {**specs(launchpad)["a"], "_fw_env": {"pw_command": "/nonexistent/pw.x"}}
+    launchpad.checkout_fw(FWorker(), str(tmp_path), fw_id=1)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        run_here(launchpad, tmp_path / "run", spec, monkeypatch)
+    is_full = number != errno.EACCES
+    assert died == ([signal.SIGTERM] if is_full else [])
+    assert states(launchpad)[1] == ("READY" if is_full else "RUNNING")
+    assert Claims(launchpad).all() == []
+    assert ("Firework 1 is READY again, and this rocket ends" in capsys.readouterr().err) is is_full

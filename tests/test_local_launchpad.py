@@ -412,7 +412,9 @@ def test_server_that_dies_at_start_shows_the_end_of_its_log(server_folder):
     """The database was made by something else, here a file where its folder should be."""
     server_folder.mkdir()
     (server_folder / "database").write_text("not a database")
-    with pytest.raises(LaunchPadError, match=r"did not start: it ended with exit status 1; the end of .*\.log \| .* \| "):
+    with pytest.raises(
+        LaunchPadError, match=r"did not start: it ended with exit status 1; the end of .*\.log \| .* \| "
+    ):
         start_local_launchpad(server_folder)
     assert local_launchpad_status(server_folder).pid is None
 

@@ -146,3 +146,13 @@ def test_a_softened_label_is_stored_and_its_firework_fails(launchpad: Any, queue
 def test_a_folder_that_is_not_there_is_an_error(launchpad: Any, tmp_path: Path) -> None:
     with pytest.raises(LaunchPadError, match="nowhere is no folder; give the one in which the rockets ran"):
         recover_labels(launchpad, [tmp_path / "nowhere"])
+
+
+def test_a_fizzled_firework_whose_label_is_stored_is_completed(launchpad: Any, queued: Any, tmp_path: Path) -> None:
+    """Somebody else has computed it, or FireWorks failed after the label was stored."""
+    launch(launchpad, tmp_path / "a", "a", "FIZZLED")
+    launch(launchpad, tmp_path / "b", "b", "FIZZLED")
+    LabelStore(launchpad).put(label_for(specs(launchpad)["a"]))
+    LabelStore(launchpad).put(label_for(specs(launchpad)["b"], quality="softened"))
+    assert recover_labels(launchpad).completed == 1
+    assert {name: state_of(launchpad, name) for name in "ab"} == {"a": "COMPLETED", "b": "FIZZLED"}

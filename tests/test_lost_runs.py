@@ -264,3 +264,13 @@ def test_fireworks_of_others_are_not_looked_at(launchpad: Any, queued: Any, tmp_
     launchpad.checkout_fw(FWorker(), str(tmp_path), fw_id=3)
     assert reconcile(launchpad) == ([], [])
     assert states(launchpad)[3] == "RUNNING"
+
+
+def test_claims_of_the_dead_are_given_back(launchpad: Any, launch: Callable[..., Path]) -> None:
+    """Their rockets could not do it, since the database was away."""
+    claim(launchpad, launch())
+    launchpad.fireworks.update_one({"fw_id": 1}, {"$set": {"state": "FIZZLED"}})
+    reconcile(launchpad, dry_run=True)
+    assert len(Claims(launchpad).all()) == 1
+    reconcile(launchpad)
+    assert Claims(launchpad).all() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def test_a_lock_of_the_living_is_not(queued: Any, monkeypatch: pytest.MonkeyPatc
     queued.workflows.update_one({"nodes": 1}, {"$set": {"locked": True}})
 
     class Time:
+        monotonic = time.monotonic
+
         @staticmethod
         def sleep(seconds: float) -> None:
             queued.workflows.update_one({"nodes": 1}, {"$unset": {"locked": True}})
@@ -112,3 +115,28 @@ def test_workflows_of_others_are_not_touched(queued: Any) -> None:
     queued.add_wf(Firework(ScriptTask.from_str("true")))
     queued.workflows.update_one({"nodes": 3}, {"$set": {"locked": True}})
     assert repair(queued) == []
+
+
+def test_a_rocket_that_takes_its_time_between_two_writes_keeps_its_firework(queued: Any) -> None:
+    """FireWorks looks for the name of the host between RESERVED and RUNNING; `reconcile` waits longer for that."""
+    queued.fireworks.update_one({"fw_id": 1}, {"$set": {"state": "RESERVED"}})
+    assert repair(queued) == []
+    assert states(queued)[1] == "RESERVED"
+
+
+def test_a_server_that_stood_still_is_asked_once_more(queued: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the living wanted to write has waited as long as our own question."""
+    monkeypatch.setattr(repairs, "STEP_SECONDS", 0.2)
+    queued.workflows.update_one({"nodes": 1}, {"$set": {"locked": True}})
+    look, looks = repairs._look, []
+
+    def slow_look(launchpad: Any) -> set[tuple[str, int]]:
+        looks.append(look(launchpad))
+        if len(looks) == 2:
+            time.sleep(0.3)
+            queued.workflows.update_one({"nodes": 1}, {"$unset": {"locked": True}})
+        return looks[-1]
+
+    monkeypatch.setattr(repairs, "_look", slow_look)
+    assert repair(queued) == []
+    assert len(looks) == 3
