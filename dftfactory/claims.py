@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fireworks import LaunchPad
 
 COLLECTION = "dft_claims"
+# Three pings of FW_config.yaml.
+PING_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def look_at(claim: Mapping[str, Any], answer: JobAnswer | None = None) -> Life:
             return Life(False, f"{name} works on something else by now")
         return Life(True, f"{name} lives")
     if claim.get("job") is None:
-        return Life(None, f"{name} is out of sight, and in no job of a queue")
+        where = f"look there, or give --gone {owner.get('host')}"
+        return Life(None, f"{name} is out of sight, and in no job of a queue: {where}")
     return life_of_job(job_state(claim["job"]) if answer is None else answer)
 
 
@@ -101,9 +104,9 @@ class Claims:
         return None
 
     @launchpad_errors()
-    def give_back(self, claim: Mapping[str, Any]) -> None:
-        """Let others take it; a claim that is no longer ours stays."""
-        self.collection.delete_one({"_id": claim["_id"], "token": claim["token"]})
+    def give_back(self, claim: Mapping[str, Any]) -> bool:
+        """Let others take it; whether it was still ours, one that is not stays."""
+        return bool(self.collection.delete_one({"_id": claim["_id"], "token": claim["token"]}).deleted_count)
 
     @launchpad_errors()
     def of_fireworks(self, fw_ids: Iterable[int]) -> dict[int, dict[str, Any]]:
@@ -121,8 +124,19 @@ class Claims:
         alive = look_at(other).alive
         if alive is not None:
             return alive
-        # Whoever gave us a Firework that somebody out of sight has begun has found that one lost.
-        return other["fw_id"] != claim["fw_id"] and self._is_running(other["fw_id"])
+        if other["fw_id"] != claim["fw_id"]:
+            return self._is_running(other["fw_id"])
+        # Whoever gave us a Firework that somebody out of sight has begun has found that one lost, unless it was
+        # `lpad detect_lostruns`, which a rocket that has stopped its pings looks dead to.
+        return self._has_pinged(other)
+
+    def _has_pinged(self, claim: Mapping[str, Any]) -> bool:
+        """Whether the launch of a claim has said lately that it lives; FireWorks lets it do so also when rerun."""
+        query = {"fw_id": claim["fw_id"], "launch_dir": claim["launch_dir"], "state": "RUNNING"}
+        launches = self.launchpad.launches.find({**query, "host": claim["owner"].get("host")}, {"state_history": 1})
+        times = [str(entry.get("updated_on")) for launch in launches for entry in launch["state_history"]]
+        limit = datetime.now(timezone.utc) - timedelta(seconds=PING_SECONDS)
+        return max(times, default="") > limit.isoformat()
 
     def _is_running(self, fw_id: int) -> bool:
         return self.launchpad.fireworks.find_one({"fw_id": fw_id, "state": "RUNNING"}, {"fw_id": 1}) is not None

@@ -220,6 +220,7 @@ def recover(
     )
     for problem in summary.problems:
         typer.echo(f"  {printable(problem)}", err=True)
+    raise typer.Exit(int(bool(summary.problems)))
 
 
 @app.command()
@@ -235,20 +236,23 @@ def reconcile(
     import time
 
     from dftfactory.display import print_findings
-    from dftfactory.errors import LaunchPadAwayError
+    from dftfactory.errors import LaunchPadError
+    from dftfactory.lost_runs import Fate
     from dftfactory.lost_runs import reconcile as reconcile_runs
 
     opened = _launchpad(launchpad)
     while True:
         try:
-            print_findings(*reconcile_runs(opened, gone=gone or (), dry_run=dry_run), dry_run=dry_run)
-        except LaunchPadAwayError as error:
+            findings, repaired = reconcile_runs(opened, gone=gone or (), dry_run=dry_run)
+        except LaunchPadError as error:
             if loop is None:
                 raise
             typer.echo(f"error: {error.message}", err=True)
-        if loop is None:
-            return
-        time.sleep(loop)
+        else:
+            print_findings(findings, repaired)
+            if loop is None:
+                raise typer.Exit(int(any(finding.fate is Fate.BLOCKED for finding in findings)))
+        time.sleep(loop or 0)
 
 
 @app.command()

@@ -79,7 +79,7 @@ def print_status(launchpad: LaunchPad, candidates: Mapping[str, int] | None = No
             console.print(_count_table(numbers, EXPLANATIONS if title.startswith("Why") else {}))
 
 
-def print_findings(findings: Sequence[Finding], repaired: Iterable[str], *, dry_run: bool = False) -> None:
+def print_findings(findings: Sequence[Finding], repaired: Iterable[str]) -> None:
     """Print what `reconcile` found and did: a line for each run that is not simply alive, and the numbers."""
     from dftfactory.lost_runs import Fate
 
@@ -91,11 +91,17 @@ def print_findings(findings: Sequence[Finding], repaired: Iterable[str], *, dry_
         if finding.fate is not Fate.LIVES:
             who = f"Firework {finding.fw_id} ({finding.calculation_id})"
             console.print(_plain(f"{who}: {finding.fate.value}, {finding.evidence}"))
-    would = "would be " if dry_run else ""
-    console.print(
-        f"{number[Fate.LIVES]} running, {number[Fate.COMPLETED]} {would}COMPLETED, {number[Fate.READY]} {would}READY "
-        f"again, {number[Fate.UNKNOWN]} out of sight, {number[Fate.BLOCKED]} blocked"
-    )
+    words = {
+        Fate.LIVES: "running",
+        Fate.LOST: "lost",
+        Fate.COMPLETED: "COMPLETED",
+        Fate.READY: "READY again",
+        Fate.FIZZLED: "FIZZLED",
+        Fate.UNKNOWN: "out of sight",
+        Fate.BLOCKED: "blocked",
+    }
+    told = [f"{number[fate]} {word}" for fate, word in words.items() if number[fate]]
+    console.print(", ".join(told) or "nothing is RUNNING or RESERVED")
 
 
 def candidate_table(rows: Iterable[Mapping[str, Any]]) -> Table:

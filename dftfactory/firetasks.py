@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from fireworks import FiretaskBase, FWAction, explicit_serialize
 
 from dftfactory.claims import Claims, look_at, make_claim
-from dftfactory.errors import CalculationError, ClaimedError, ConfigError, LaunchPadAwayError, LaunchPadError
+from dftfactory.errors import CalculationError, ClaimedError, ConfigError, LaunchPadError
 from dftfactory.giving_up import details_of_softened
+from dftfactory.interrupts import ctrl_c_of_python
 from dftfactory.jobs import may_resume
 from dftfactory.labels import FORCE, FORCES_EXPLANATION, forces_above, make_label, write_label
 from dftfactory.launch_folders import claim_folder, find_label, find_unfinished, settle
@@ -57,7 +58,8 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
             if unwritten is not None:
                 raise unwritten
             return _action(label, run_dir)
-        return self._run_online(spec, self.launchpad, self.fw_id)
+        with ctrl_c_of_python():
+            return self._run_online(spec, self.launchpad, self.fw_id)
 
     def _run_online(self, spec: Specification, launchpad: LaunchPad, fw_id: int) -> FWAction:
         """Claim the fingerprint, so that nobody else computes it meanwhile, and store the label."""
@@ -75,7 +77,7 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
                 _refuse_large_forces(label, spec)
                 return FWAction(stored_data={**summary_of(label), "reused": True})
             launch_dirs = [Path.cwd(), *patiently(lambda: _earlier_launch_dirs(launchpad, fw_id), patience)]
-            label, run_dir, unwritten = self._find_or_compute(spec, launch_dirs)
+            label, run_dir, unwritten = self._find_or_compute(spec, launch_dirs, again=label is not None)
             _store(label, run_dir, unwritten, store, patience)
             return _action(label, run_dir)
         except (KeyboardInterrupt, SystemExit) as stop:
@@ -92,15 +94,18 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
                 _die_of(signal.SIGTERM)
             raise
         finally:
-            # Else it goes with this process.
+            # With patience: FireWorks drops the end of a task, and its failure, when the database is away just then.
+            # A claim that cannot be given back goes with this process.
             with contextlib.suppress(LaunchPadError):
-                claims.give_back(claim)
+                patiently(lambda: claims.give_back(claim), patience)
 
     def _find_or_compute(
-        self, spec: Specification, launch_dirs: list[Path]
+        self, spec: Specification, launch_dirs: list[Path], *, again: bool = False
     ) -> tuple[dict[str, Any], Path, OSError | None]:
         """Return the label, its folder, and why it could not be written there."""
-        if (found := find_label(launch_dirs, spec)) is not None:
+        found = find_label(launch_dirs, spec)
+        # A softened label that is stored already is what somebody wants to do better than.
+        if found is not None and not (again and found[1]["quality"] != "exact"):
             return found[1], found[0], None
         settle(launch_dirs, spec)
         run_dir = find_unfinished(launch_dirs, spec)
@@ -132,10 +137,10 @@ def _store(label: dict[str, Any], run_dir: Path, unwritten: OSError | None, stor
     """Store a label however long the database is away; what is on the disk may wait there."""
     try:
         patiently(lambda: store.put(label), patience)
-    except LaunchPadAwayError as error:
+    except LaunchPadError as error:
         if unwritten is not None:
             raise unwritten from error
-        raise LaunchPadAwayError(
+        raise type(error)(
             f"{error.message.partition(';')[0]}; the label is in {run_dir}: `dftfactory recover` stores it when the "
             "database is back",
             run_dir=str(run_dir),
@@ -161,8 +166,9 @@ def _hand_back(claims: Claims, claim: dict[str, Any], launchpad: LaunchPad, fw_i
     """Make the Firework READY for another rocket; FireWorks would make it FIZZLED."""
     # A queue kills half a minute later; what is not done until then, `dftfactory reconcile` does.
     with contextlib.suppress(Exception), at_most(10):
-        claims.give_back(claim)
-        launchpad.rerun_fw(fw_id)
+        # Else the Firework is with another rocket by now.
+        if claims.give_back(claim):
+            launchpad.rerun_fw(fw_id)
 
 
 def _die_of(number: int) -> None:

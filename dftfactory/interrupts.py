@@ -41,6 +41,20 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ctrl_c_of_python() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt; the handler of `rlaunch` calls sys.exit(1), which looks like a failure."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
 def postponed_signals() -> Iterator[None]:
     """Let Ctrl-C and the signals of `stopped_by_signals` wait for the end of the block.
 

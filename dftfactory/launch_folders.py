@@ -98,8 +98,8 @@ def _has_begun(folder: Path, spec: Specification) -> bool:
         and prescribed["md5"] == spec.md5
         and prescribed.get("pbc") == spec.atoms.pbc.tolist()
         and begun.symbols == tuple(spec.atoms.symbols)
-        and np.allclose(begun.cell, spec.atoms.cell, atol=LENGTH_TOLERANCE)
-        and np.allclose(begun.positions, spec.atoms.positions, atol=LENGTH_TOLERANCE)
+        and np.allclose(begun.cell, spec.atoms.cell, rtol=0, atol=LENGTH_TOLERANCE)
+        and np.allclose(begun.positions, spec.atoms.positions, rtol=0, atol=LENGTH_TOLERANCE)
         and (moments is None) == (began_from is None)
-        and (moments is None or np.allclose(moments, began_from, atol=MOMENT_TOLERANCE))
+        and (moments is None or np.allclose(moments, began_from, rtol=0, atol=MOMENT_TOLERANCE))
     )

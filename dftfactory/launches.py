@@ -48,8 +48,9 @@ def find_fireworks(launchpad: LaunchPad, fingerprints: Iterable[str]) -> dict[st
         {"_id": 0, "fw_id": 1, "state": 1, "spec.fingerprint": 1},
     )
 
-    def rank(entry: dict[str, Any]) -> tuple[bool, bool, int]:
-        return entry["state"] not in OVER, entry["state"] == "FIZZLED", entry["fw_id"]
+    def rank(entry: dict[str, Any]) -> tuple[bool, bool, bool, int]:
+        state = entry["state"]
+        return state not in OVER, state == "FIZZLED", state != "COMPLETED", entry["fw_id"]
 
     best_last = sorted(found, key=rank)
     return {entry["spec"]["fingerprint"]: FireworkState(entry["fw_id"], entry["state"]) for entry in best_last}
@@ -79,9 +80,19 @@ def run_again(launchpad: LaunchPad, firework: FireworkState, workflow: Workflow)
         {"$set": {f"spec.{key}": spec[key] for key in ("config", "pseudopotentials", FORCE) if key in spec}},
     )
     if firework.state == "DEFUSED":
-        launchpad.reignite_fw(firework.fw_id)
-    else:
-        launchpad.rerun_fw(firework.fw_id)
+        launchpad.reignite_fw(firework.fw_id)  # to what it was before, which may be FIZZLED
+    launchpad.rerun_fw(firework.fw_id)
+
+
+def ask_for_new_label(launchpad: LaunchPad, firework: FireworkState, workflow: Workflow) -> None:
+    """Keep a Firework that has not begun from taking the label that is put aside, and lies on the disk."""
+    wish = workflow.fws[0].spec[FORCE]
+    launchpad.fireworks.update_one({"fw_id": firework.fw_id, "state": "READY"}, {"$set": {f"spec.{FORCE}": wish}})
+
+
+def index_fingerprints(launchpad: LaunchPad) -> None:
+    """Create the index that all our queries for Fireworks need; those of `lpad add` come without it."""
+    launchpad.fireworks.create_index("spec.fingerprint")
 
 
 def find_reasons(launchpad: LaunchPad, fireworks: Iterable[FireworkState]) -> dict[int, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from dftfactory.errors import DFTFactoryError, LaunchPadError, ParserError
 from dftfactory.firetasks import only_softened, summary_of
 from dftfactory.labels import FORCE, LABEL_FILE, forces_above, misfit, read_label, structure_from_dict
 from dftfactory.launch_folders import earlier_folders
-from dftfactory.launches import OURS
+from dftfactory.launches import OURS, index_fingerprints
 from dftfactory.offline import bring_all_home, find_offline_launches
 from dftfactory.store import LabelStore, launchpad_errors
 
@@ -36,9 +36,7 @@ class RecoverSummary:
 
 
 @launchpad_errors()
-def recover_labels(
-    launchpad: LaunchPad, folders: Iterable[Path] | None = None, progress: Callable[[int], None] = lambda n: None
-) -> RecoverSummary:
+def recover_labels(launchpad: LaunchPad, folders: Iterable[Path] | None = None) -> RecoverSummary:
     """Store the labels that are on the disk, and set their Fireworks COMPLETED; safe to repeat.
 
     Parameters
@@ -47,8 +45,6 @@ def recover_labels(
         Where the labels belong.
     folders
         Searched with all folders below them; where absent, the launch folders of the Fireworks that have no label.
-    progress
-        Called with 1 after each label file.
 
     Raises
     ------
@@ -57,10 +53,10 @@ def recover_labels(
     """
     store = LabelStore(launchpad)
     store.prepare()
+    index_fingerprints(launchpad)
     summary = RecoverSummary()
-    for folder in _launch_folders(launchpad, store) if folders is None else _search(folders):
+    for folder in _launch_folders(launchpad, store) if folders is None else _search(folders, summary):
         recover_label(launchpad, store, folder, summary)
-        progress(1)
     completed, problems = bring_all_home(launchpad, lambda fw_id: complete_from_store(launchpad, store, fw_id))
     summary.completed += completed + complete_labelled(launchpad, store)
     summary.problems += problems
@@ -98,11 +94,18 @@ def recover_label(launchpad: LaunchPad, store: LabelStore, folder: Path, summary
     except DFTFactoryError as error:
         summary.problems.append(f"{folder / LABEL_FILE}: {error.message}")
         return False
-    if store.get(label["fingerprint"]) is None:
-        summary.stored += 1
+    except (LookupError, TypeError) as error:  # a Firework of another make
+        summary.problems.append(f"{folder / LABEL_FILE}: its Firework is damaged ({error!r})")
+        return False
+    stored = store.get(label["fingerprint"])
+    if stored is not None and label.get(FORCE) is not None and stored.get(FORCE) != label[FORCE]:
+        store.set_aside([label["fingerprint"]])
+        stored = None
+    summary.stored += stored is None
     store.put(label)
     for firework in fireworks:
-        if firework["state"] in _TO_COMPLETE and firework["launches"]:
+        wish = firework["spec"].get(FORCE)
+        if firework["state"] in _TO_COMPLETE and firework["launches"] and wish in (None, label.get(FORCE)):
             summary.completed += _put_right(launchpad, firework, label, folder)
     return True
 
@@ -132,7 +135,9 @@ def _check(label: dict[str, Any], specs: list[dict[str, Any]]) -> None:
     for spec in specs:
         if (reason := misfit(label, structure_from_dict(spec["structure"]))) is not None:
             raise ParserError(f"not the label of {label['calculation_id']}: {reason}; remove it")
-    if specs and label.get(FORCE) not in [spec.get(FORCE) for spec in specs]:
+    # A Firework without a wish is as well served by any label; those with one are not.
+    wishes = {spec.get(FORCE) for spec in specs} - {None} or {None}
+    if specs and label.get(FORCE) not in wishes:
         raise ParserError("an older label than the one that `submit --force` has asked for; it stays as it is")
 
 
@@ -170,11 +175,11 @@ def _launch_folders(launchpad: LaunchPad, store: LabelStore) -> Iterator[Path]:
             yield from earlier_folders([Path(launch["launch_dir"])], wanted[launch["fw_id"]])
 
 
-def _search(folders: Iterable[Path]) -> Iterator[Path]:
+def _search(folders: Iterable[Path], summary: RecoverSummary) -> Iterator[Path]:
     """Folders with a label file, below these; links are not followed."""
     for top in folders:
         if not top.is_dir():
             raise LaunchPadError(f"{top} is no folder; give the one in which the rockets ran", folder=str(top))
-        for folder, _, files in os.walk(top.resolve()):
+        for folder, _, files in os.walk(top.resolve(), onerror=lambda error: summary.problems.append(str(error))):
             if LABEL_FILE in files:
                 yield Path(folder)

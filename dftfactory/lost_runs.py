@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.claims import Claims, Life, life_of_job, look_at
-from dftfactory.errors import ClaimedError
+from dftfactory.errors import ClaimedError, DFTFactoryError, LaunchPadAwayError
 from dftfactory.launch_folders import earlier_folders
-from dftfactory.launches import OURS
+from dftfactory.launches import OURS, index_fingerprints
 from dftfactory.lost_labels import (
     RecoverSummary,
     complete_from_store,
@@ -21,7 +22,7 @@ from dftfactory.lost_labels import (
     recover_offline,
 )
 from dftfactory.offline import close, find_offline_launches
-from dftfactory.orphans import end_orphans, is_rocket_dead, living_in
+from dftfactory.orphans import end_orphans, is_rocket_dead, living_in, rocket_of
 from dftfactory.owners import is_alive, this_host
 from dftfactory.queues import JobAnswer, job_states, reserved_job
 from dftfactory.repairs import repair
@@ -39,15 +40,17 @@ class Fate(Enum):
     """What became of a Firework that was RUNNING or RESERVED."""
 
     LIVES = "lives"
+    LOST = "lost"  # in a dry run
     UNKNOWN = "unknown"
     COMPLETED = "COMPLETED"
     READY = "READY"
+    FIZZLED = "FIZZLED"
     BLOCKED = "blocked"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One Firework: what was found, why, and what was done (in a dry run: would be)."""
+    """One Firework: what was found, and why."""
 
     fw_id: int
     calculation_id: str
@@ -96,9 +99,16 @@ class _Run:
     @property
     def job(self) -> dict[str, Any] | None:
         """The job to ask for where the process is out of sight."""
+        if self.is_offline and (noted := self._noted_job()) is not None:
+            return noted
         if self.is_reserved or self.is_offline:
             return None if self.reservation_id is None else reserved_job(self.reservation_id, self.launch_dir)
         return None if self.claim is None or is_alive(self.claim["owner"]) is not None else self.claim.get("job")
+
+    def _noted_job(self) -> dict[str, Any] | None:
+        """Return the job that an offline rocket has noted: it says its cluster, which a reservation does not."""
+        notes = [rocket_of(folder) for folder in earlier_folders([self.launch_dir], self.calculation_id)]
+        return next((note["job"] for note in notes if note and note["job"] is not None), None)
 
 
 @launchpad_errors()
@@ -129,6 +139,7 @@ def reconcile(
     LaunchPadError
         The database went away; what was done stays done.
     """
+    index_fingerprints(launchpad)
     repaired = repair(launchpad, dry_run=dry_run)
     if not dry_run:
         # Offline rockets that have ended since are no lost runs.
@@ -138,10 +149,12 @@ def reconcile(
     findings = []
     for run in runs:
         life = _look_at(run, answers.get(run.fw_id), gone)
-        if life.alive is False and not dry_run:
-            finding = _set_right(launchpad, run, life)
+        if not dry_run and life.alive is None and _has_its_label(launchpad, run):
+            finding = Finding(run.fw_id, run.calculation_id, run.host, Fate.COMPLETED, "its label is stored")
+        elif life.alive is False and not dry_run:
+            finding = _try_to_set_right(launchpad, run, life)
         else:
-            fate = {True: Fate.LIVES, False: Fate.READY, None: Fate.UNKNOWN}[life.alive]
+            fate = {True: Fate.LIVES, False: Fate.LOST, None: Fate.UNKNOWN}[life.alive]
             finding = Finding(run.fw_id, run.calculation_id, run.host, fate, life.evidence)
         findings.append(finding)
     if not dry_run:
@@ -172,13 +185,20 @@ def _runs(launchpad: LaunchPad) -> list[_Run]:
     runs = []
     for firework in fireworks:
         fw_id, launch = firework["fw_id"], launches.get(firework["fw_id"], {})
-        runs.append(_Run(firework, launch, claims.get(fw_id), launch.get("launch_id") in offline))
+        claim = claims.get(fw_id)
+        if claim is not None and claim["launch_dir"] != launch.get("launch_dir"):
+            claim = None  # one of an earlier launch: the rocket of this one has not come to its own yet
+        runs.append(_Run(firework, launch, claim, launch.get("launch_id") in offline))
     return runs
 
 
 def _look_at(run: _Run, answer: JobAnswer | None, gone: Collection[str]) -> Life:
-    if run.host in gone:
-        return Life(False, f"{run.host} is gone, as you say")
+    life = _see(run, answer)
+    # Only what nobody can see: on a node that is given up for one run others may live.
+    return Life(False, f"{run.host} is gone, as you say") if life.alive is None and run.host in gone else life
+
+
+def _see(run: _Run, answer: JobAnswer | None) -> Life:
     if run.is_reserved or run.is_offline:
         if answer is not None:
             return life_of_job(answer)
@@ -191,6 +211,8 @@ def _look_at(run: _Run, answer: JobAnswer | None, gone: Collection[str]) -> Life
         return Life(None, f"its rocket ran on {run.host}: see there, or give --gone {run.host}")
     if not run.launch_dir.is_dir():
         return _unless_new(run, f"its folder {run.launch_dir} is gone")
+    if os.getuid() not in (0, run.launch_dir.stat().st_uid):
+        return Life(None, f"its rocket is of another user, whose processes cannot be seen: see {run.launch_dir}")
     if pids := python_in(run.launch_dir):
         return Life(True, f"process {pids[0]} works in its folder")
     return _unless_new(run, "no process works in its folder")
@@ -201,33 +223,69 @@ def _unless_new(run: _Run, evidence: str) -> Life:
     return Life(False, evidence) if age > timedelta(seconds=BEGIN_SECONDS) else Life(True, "has just begun")
 
 
+def _has_its_label(launchpad: LaunchPad, run: _Run) -> bool:
+    """Complete a run out of sight whose rocket stored the label, gave its claim back, and could not say so."""
+    lone = run.claim is None and not run.is_offline and not run.is_reserved
+    return lone and complete_from_store(launchpad, LabelStore(launchpad), run.fw_id)
+
+
+def _try_to_set_right(launchpad: LaunchPad, run: _Run, life: Life) -> Finding:
+    """Set one run right; an odd Firework keeps nobody from the others."""
+    from fireworks.core.launchpad import LockedWorkflowError
+
+    odd = (DFTFactoryError, LockedWorkflowError, RuntimeError, LookupError, ValueError, TypeError)
+    try:
+        return _set_right(launchpad, run, life)
+    except LaunchPadAwayError:
+        raise
+    except odd as error:
+        said = getattr(error, "message", f"{type(error).__name__}: {error}")
+        return Finding(run.fw_id, run.calculation_id, run.host, Fate.BLOCKED, said)
+
+
 def _set_right(launchpad: LaunchPad, run: _Run, life: Life) -> Finding:
     """Bring a lost run to its end: COMPLETED when its label is on the disk, else READY."""
-    try:
-        done = _end_orphans(run)
-    except ClaimedError as error:
-        return Finding(run.fw_id, run.calculation_id, run.host, Fate.BLOCKED, error.message)
-    now = launchpad.fireworks.find_one({"fw_id": run.fw_id}, {"_id": 0, "state": 1, "launches": 1})
-    if now is None or any(now[key] != run.firework[key] for key in now):
-        evidence = "went on while it was looked at"
-        return Finding(run.fw_id, run.calculation_id, run.host, Fate.LIVES, evidence)
+    done = _end_orphans(run)
+    if not run.launch_dir.is_dir():
+        done.append(f"its folder {run.launch_dir} is not to be seen from here")
+    went_on = Finding(run.fw_id, run.calculation_id, run.host, Fate.LIVES, "went on while it was looked at")
+    if _has_gone_on(launchpad, run):
+        return went_on
     summary, store = RecoverSummary(), LabelStore(launchpad)
     for folder in earlier_folders([run.launch_dir], run.calculation_id):
         if recover_label(launchpad, store, folder, summary):
             break
-    completed = bool(summary.completed) or complete_from_store(launchpad, store, run.fw_id)
-    if not completed:
+    if summary.completed or complete_from_store(launchpad, store, run.fw_id):
+        fate = Fate.COMPLETED
+    elif summary.found and _state(launchpad, run) == "FIZZLED":
+        fate = Fate.FIZZLED  # its label is a softened one
+    elif _has_gone_on(launchpad, run):  # another `reconcile` was faster
+        return went_on
+    else:
         launchpad.rerun_fw(run.fw_id)
+        fate = Fate.READY
     if run.is_offline:
         close(launchpad, run.launch["launch_id"])
     if run.claim is not None:
         Claims(launchpad).give_back(run.claim)
-    evidence = "; ".join([life.evidence, *done, *summary.problems])
-    fate = Fate.COMPLETED if completed else Fate.READY
-    return Finding(run.fw_id, run.calculation_id, run.host, fate, evidence)
+    return Finding(run.fw_id, run.calculation_id, run.host, fate, "; ".join([life.evidence, *done, *summary.problems]))
 
 
-def _end_orphans(run: _Run) -> Iterable[str]:
+def _has_gone_on(launchpad: LaunchPad, run: _Run) -> bool:
+    """Whether the Firework is not any more what was looked at."""
+    now = launchpad.fireworks.find_one({"fw_id": run.fw_id}, {"_id": 0, "state": 1, "launches": 1})
+    claim = Claims(launchpad).of_fireworks([run.fw_id]).get(run.fw_id)
+    is_new = claim is not None and (run.claim is None or claim["token"] != run.claim["token"])
+    # A claim of an earlier launch was there before.
+    is_new = is_new and claim is not None and claim["launch_dir"] == run.launch.get("launch_dir")
+    return now is None or any(now[key] != run.firework[key] for key in now) or is_new
+
+
+def _state(launchpad: LaunchPad, run: _Run) -> str:
+    return str((launchpad.fireworks.find_one({"fw_id": run.fw_id}, {"_id": 0, "state": 1}) or {}).get("state"))
+
+
+def _end_orphans(run: _Run) -> list[str]:
     """End the pw.x of a lost run on this machine; one on another machine went with its job."""
     done: list[str] = []
     for folder in earlier_folders([run.launch_dir], run.calculation_id):

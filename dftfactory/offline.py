@@ -15,6 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from dftfactory.launches import OURS
 from dftfactory.store import launchpad_errors
 
 if TYPE_CHECKING:
@@ -85,9 +86,7 @@ def find_offline_launches(launchpad: LaunchPad) -> list[OfflineLaunch]:
     query = {"completed": False, "deprecated": False}
     unfinished = [run["launch_id"] for run in launchpad.offline_runs.find(query, {"launch_id": 1})]
     # A launch that was given up for another one is in `archived_launches`.
-    fireworks = launchpad.fireworks.find(
-        {"launches": {"$in": unfinished}, "spec.fingerprint": {"$exists": True}}, {"fw_id": 1, "launches": 1}
-    )
+    fireworks = launchpad.fireworks.find({**OURS, "launches": {"$in": unfinished}}, {"fw_id": 1, "launches": 1})
     fw_ids = {launch_id: firework["fw_id"] for firework in fireworks for launch_id in firework["launches"]}
     ours = [launch_id for launch_id in unfinished if launch_id in fw_ids]
     found = launchpad.launches.find({"launch_id": {"$in": ours}}, {"launch_id": 1, "launch_dir": 1})

@@ -17,7 +17,15 @@ from dftfactory.failures import EXPLANATIONS, Failure
 from dftfactory.history import write_atomically
 from dftfactory.inputs import charge_cutoff, check_structure
 from dftfactory.labels import FORCE, FORCES_EXPLANATION, forces_above, misfit
-from dftfactory.launches import FireworkState, add_workflows, find_fireworks, find_reasons, run_again
+from dftfactory.launches import (
+    FireworkState,
+    add_workflows,
+    ask_for_new_label,
+    find_fireworks,
+    find_reasons,
+    index_fingerprints,
+    run_again,
+)
 from dftfactory.moments import starts_of
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials
 from dftfactory.results import DFTResult
@@ -95,16 +103,17 @@ def submit(
     """
     store = LabelStore(launchpad)
     store.prepare()
-    launchpad.fireworks.create_index("spec.fingerprint")
+    index_fingerprints(launchpad)
     summary = SubmitSummary()
     for n_candidates, page in _workflows(db, config, summary, force=force):
         fingerprints = [_fingerprint(workflow) for _, workflow in page]
         # In this order: a label is stored before its Firework is COMPLETED, so none is missed in between.
         fireworks = find_fireworks(launchpad, fingerprints)
         labels = {label["fingerprint"]: label for label in store.find(fingerprints) if label["quality"] == "exact"}
+        put_aside: set[str] = set()
         if force:
             store.set_aside(labels)
-            labels = {}
+            put_aside, labels = set(labels), {}
         new: list[Workflow] = []
         queued: list[tuple[int, str, str]] = []
         for candidate, workflow in page:
@@ -125,6 +134,8 @@ def submit(
                 run_again(launchpad, firework, workflow)
                 summary.rerun += 1
             else:
+                if fingerprint in put_aside:
+                    ask_for_new_label(launchpad, firework, workflow)
                 summary.already_queued += 1
             # Twins on one page share one Firework.
             fireworks[fingerprint] = FireworkState(0, "READY")
@@ -180,6 +191,7 @@ def sync(
     softened
         Whether a softened label (at more than the prescribed degauss) completes a candidate; it fails it otherwise.
     """
+    index_fingerprints(launchpad)
     store = LabelStore(launchpad)
     summary = SyncSummary()
 

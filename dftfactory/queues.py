@@ -126,11 +126,6 @@ def reserved_job(reservation_id: object, launch_dir: Path, queue: str | None = N
     return {"queue": name, "id": str(reservation_id), "user": user, "reserved": "yes"}
 
 
-def reservation_state(reservation_id: object, launch_dir: Path, queue: str | None = None) -> JobAnswer:
-    """Ask for the job of `qlaunch -r`; parameters as those of `reserved_job`, which serves to ask for many."""
-    return job_state(reserved_job(reservation_id, launch_dir, queue))
-
-
 def job_state(job: Mapping[str, Any]) -> JobAnswer:
     """Ask for one job; see `job_states`."""
     return job_states({"": job})[""]

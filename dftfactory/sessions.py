@@ -144,6 +144,7 @@ def kill_orphans(session: int) -> None:
 def pw_sessions(folder: Path) -> dict[int, Path]:
     """Session → run folder of each living pw.x of this machine and user that was started in `folder` or below it."""
     found: dict[int, Path] = {}
+    folder = folder.resolve()  # pw.x has the path without links
     for environment in PROC.glob("[0-9]*/environ"):
         # It has just ended, or belongs to somebody else.
         with contextlib.suppress(OSError, IndexError, ValueError):
@@ -174,11 +175,11 @@ def folder_of(pid: int) -> Path | None:
 
 def python_in(folder: Path) -> list[int]:
     """Return the Python processes that work in a folder or below it; a shell that looks at it does not count."""
-    found = []
+    found, folder = [], folder.resolve()
     for process in PROC.glob("[0-9]*"):
         with contextlib.suppress(OSError):
             now_in = folder_of(int(process.name))
-            if now_in is not None and now_in.is_relative_to(folder):
+            if now_in is not None and now_in.is_relative_to(folder) and int(process.name) != os.getpid():
                 found += [int(process.name)] if (process / "exe").readlink().name.startswith("python") else []
     return found
 

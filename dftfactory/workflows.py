@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
+# What a workflow says of its Firework, for the lists of the web GUI.
+METADATA = ("calculation_id", "formula", "fingerprint", "config_hash")
+
+
 def make_workflow(
     atoms: Atoms,
     calculation_id: str,
@@ -40,7 +44,7 @@ def make_workflow(
     spec = make_spec(atoms, calculation_id, config, pseudopotentials)
     name = f"{spec['formula']} {calculation_id}"
     firework = Firework(RunDFT(), spec=spec, name=name)
-    metadata = {key: spec[key] for key in ("calculation_id", "formula", "fingerprint", "config_hash")}
+    metadata = {key: spec[key] for key in METADATA}
     return Workflow([firework], name=name, metadata=metadata)
 
 

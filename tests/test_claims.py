@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,19 @@ def test_whoever_gets_the_very_firework_takes_over_what_is_out_of_sight(launchpa
     """FireWorks gives it out again only when somebody has found the first launch lost."""
     launchpad.fireworks.insert_one({"fw_id": 1, "state": "RUNNING"})
     Claims(launchpad).take({**claim_of(fw_id=1, host="node7"), "job": None})
+    assert Claims(launchpad).take(claim_of(fw_id=1)) is None
+
+
+def test_a_rocket_out_of_sight_that_pings_keeps_its_claim(launchpad: Any) -> None:
+    """`lpad detect_lostruns --rerun` gives its Firework away when its pings were late once."""
+    far = {**claim_of(fw_id=1, host="node7"), "job": None}
+    Claims(launchpad).take(far)
+    now = datetime.now(timezone.utc)
+    launch = {"launch_id": 1, "fw_id": 1, "launch_dir": far["launch_dir"], "host": "node7", "state": "RUNNING"}
+    launchpad.launches.insert_one({**launch, "state_history": [{"state": "RUNNING", "updated_on": now.isoformat()}]})
+    assert Claims(launchpad).take(claim_of(fw_id=1)) is not None
+    long_ago = (now - timedelta(hours=1)).isoformat()
+    launchpad.launches.update_one({"launch_id": 1}, {"$set": {"state_history.0.updated_on": long_ago}})
     assert Claims(launchpad).take(claim_of(fw_id=1)) is None
 
 

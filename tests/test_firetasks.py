@@ -36,10 +36,17 @@ from queue_helpers import (
 from dftfactory import firetasks
 from dftfactory.claims import Claims, make_claim
 from dftfactory.config import DFTConfig, WorkerConfig
-from dftfactory.errors import CalculationError, ClaimedError, ConfigError, PseudopotentialError, StructureError
+from dftfactory.errors import (
+    CalculationError,
+    ClaimedError,
+    ConfigError,
+    LaunchPadAwayError,
+    PseudopotentialError,
+    StructureError,
+)
 from dftfactory.export import export_labels
 from dftfactory.firetasks import RunDFT
-from dftfactory.labels import structure_to_dict
+from dftfactory.labels import structure_to_dict, write_label
 from dftfactory.launch_folders import claim_folder, find_unfinished
 from dftfactory.pipeline import submit, sync, write_workflows
 from dftfactory.pseudos import load_pseudopotentials
@@ -609,3 +616,43 @@ def test_a_full_disk_ends_the_rocket_and_not_one_firework_after_the_other(
     assert states(launchpad)[1] == ("READY" if is_full else "RUNNING")
     assert Claims(launchpad).all() == []
     assert ("Firework 1 is READY again, and this rocket ends" in capsys.readouterr().err) is is_full
+
+
+@pytest.mark.mongodb
+def test_a_softened_structure_can_be_tried_again(
+    launchpad: Any, queued: Any, fake_pw: FakePw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launches: Any
+) -> None:
+    """Its label lies in the folder of the first launch; `submit` says that it is set to run again, and it is."""
+    spec = {**specs(launchpad)["a"], "_fw_env": fake_pw("converged").to_dict()}
+    softened = label_for(specs(launchpad)["a"], quality="softened")
+    (tmp_path / "first").mkdir()
+    write_label(tmp_path / "first", softened)
+    launchpad.launches.insert_one({"launch_id": 1, "fw_id": 1, "launch_dir": str(tmp_path / "first")})
+    # It could not be stored: that is done first, without computing.
+    with pytest.raises(CalculationError, match=r"0\.03 Ry only"):
+        run_here(launchpad, tmp_path / "second", spec, monkeypatch)
+    assert launches() == []
+    assert LabelStore(launchpad).get(spec["fingerprint"]) == softened
+    assert run_here(launchpad, tmp_path / "third", spec, monkeypatch)["quality"] == "exact"
+    assert len(launches()) == 1
+
+
+@pytest.mark.mongodb
+def test_a_failure_waits_for_the_database_too(
+    launchpad: Any, queued: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FireWorks would drop it, and the whole failing calculation be paid again."""
+    tries = []
+
+    def give_back(self: Claims, claim: dict[str, Any]) -> bool:
+        tries.append(claim["fw_id"])
+        if len(tries) < 3:
+            raise LaunchPadAwayError("it does not answer")
+        return True
+
+    monkeypatch.setattr(Claims, "give_back", give_back)
+    monkeypatch.setattr("dftfactory.patience.SHORTEST_PAUSE", 0.01)
+    spec = {**specs(launchpad)["a"], "_fw_env": {"pw_command": "/nonexistent/pw.x"}}
+    with pytest.raises(CalculationError, match="ENVIRONMENT"):
+        run_here(launchpad, tmp_path / "run", spec, monkeypatch)
+    assert tries == [1, 1, 1]

@@ -156,3 +156,33 @@ def test_a_fizzled_firework_whose_label_is_stored_is_completed(launchpad: Any, q
     LabelStore(launchpad).put(label_for(specs(launchpad)["b"], quality="softened"))
     assert recover_labels(launchpad).completed == 1
     assert {name: state_of(launchpad, name) for name in "ab"} == {"a": "COMPLETED", "b": "FIZZLED"}
+
+
+def test_of_twins_that_were_forced_once_none_takes_the_old_label(
+    launchpad: Any, queued: Any, tmp_path: Path, fake_config: DFTConfig
+) -> None:
+    """Two Fireworks of one fingerprint, of which `submit --force` has marked one."""
+    spec = specs(launchpad)["a"]
+    folder = launch(launchpad, tmp_path / "old", "a", "FIZZLED")
+    write_label(folder, label_for(spec, energy=-1.0))
+    launchpad.fireworks.update_one({"spec.calculation_id": "b"}, {"$set": {"spec": {**spec, "force": "wish"}}})
+    [problem] = recover_labels(launchpad, [tmp_path]).problems
+    assert "an older label" in problem
+    new = {**label_for(spec, energy=-2.0), "force": "wish"}
+    LabelStore(launchpad).put(label_for(spec, energy=-1.0))
+    (tmp_path / "new").mkdir()
+    write_label(tmp_path / "new", new)
+    recover_labels(launchpad, [tmp_path / "new"])
+    assert LabelStore(launchpad).get(spec["fingerprint"]) == new
+    assert launchpad.db["dft_results_put_aside"].find_one()["result"]["energy"] == -1.0
+
+
+def test_a_folder_that_cannot_be_read_is_named(launchpad: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(top: Path, onerror: Any) -> Any:
+        onerror(PermissionError(13, "Permission denied", str(top / "secret")))
+        return iter(())
+
+    monkeypatch.setattr("dftfactory.lost_labels.os.walk", unreadable)
+    [problem] = recover_labels(launchpad, [tmp_path]).problems
+    assert "Permission denied" in problem
+    assert "secret" in problem

@@ -201,7 +201,7 @@ def test_pw_x_that_lives_on_is_stopped_before_the_firework_is_ready(
         while not pw_sessions(folder):
             pass
         finding = the_finding(launchpad, dry_run=True)
-        assert finding.fate is Fate.READY
+        assert finding.fate is Fate.LOST
         assert pw.poll() is None
         finding = the_finding(launchpad)
         assert pw.wait() != 0
@@ -243,12 +243,12 @@ def test_a_run_that_ends_while_it_is_looked_at_keeps_its_end(
 
 def test_a_dry_run_changes_nothing(launchpad: Any, launch: Callable[..., Path]) -> None:
     claim(launchpad, launch())
-    assert the_finding(launchpad, dry_run=True).fate is Fate.READY
+    assert the_finding(launchpad, dry_run=True).fate is Fate.LOST
     assert states(launchpad)[1] == "RUNNING"
     assert launchpad.db[COLLECTION].count_documents({}) == 1
 
 
-def test_a_damaged_label_is_named_and_computed_again(launchpad: Any, launch: Callable[..., Path]) -> None:
+def test_a_damaged_label_is_named(launchpad: Any, launch: Callable[..., Path]) -> None:
     folder = launch()
     (folder / "label.json").write_text("{")
     claim(launchpad, folder)
@@ -274,3 +274,78 @@ def test_claims_of_the_dead_are_given_back(launchpad: Any, launch: Callable[...,
     assert len(Claims(launchpad).all()) == 1
     reconcile(launchpad)
     assert Claims(launchpad).all() == []
+
+
+def test_gone_is_said_of_what_nobody_can_see_only(
+    launchpad: Any, launch: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given for one lost run of a node, it must not cost the living ones there."""
+    folder = launch(host="node7")
+    claim(launchpad, folder, owner={"host": "node7"}, job={"queue": "slurm", "id": "12"})
+    monkeypatch.setattr(lost_runs, "job_states", lambda jobs: dict.fromkeys(jobs, JobAnswer(JobState.RUNNING, "runs")))
+    assert the_finding(launchpad, gone=["node7"]).fate is Fate.LIVES
+
+
+def test_out_of_sight_a_stored_label_is_enough(launchpad: Any, launch: Callable[..., Path]) -> None:
+    """The database went away between the label and the end of the launch, on another node."""
+    launch(host="node7")
+    LabelStore(launchpad).put(label_for(specs(launchpad)["a"]))
+    assert the_finding(launchpad).fate is Fate.COMPLETED
+    assert states(launchpad)[1] == "COMPLETED"
+
+
+def test_a_softened_label_fails_its_firework_and_is_not_paid_again(launchpad: Any, launch: Callable[..., Path]) -> None:
+    folder = launch()
+    write_label(folder, label_for(specs(launchpad)["a"], quality="softened"))
+    claim(launchpad, folder)
+    assert the_finding(launchpad).fate is Fate.FIZZLED
+    assert states(launchpad)[1] == "FIZZLED"
+
+
+def test_an_odd_firework_keeps_nobody_from_the_others(
+    launchpad: Any, launch: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its specification is one of another version."""
+    from fireworks import FWorker
+
+    write_label(launch(), label_for(specs(launchpad)["a"]))
+    launchpad.fireworks.update_one({"fw_id": 1}, {"$set": {"spec.config.of_the_future": 1}})
+    (tmp_path / "second").mkdir()
+    launchpad.checkout_fw(FWorker(), str(tmp_path / "second"), fw_id=2)
+    findings, _ = reconcile(launchpad)
+    assert [finding.fate for finding in findings] == [Fate.BLOCKED, Fate.READY]
+    assert "of_the_future" in findings[0].evidence
+
+
+def test_the_claim_of_an_earlier_launch_says_nothing_of_this_one(
+    launchpad: Any, launch: Callable[..., Path], tmp_path: Path
+) -> None:
+    """kill -9, `lpad rerun_fws`, and a new rocket that has not come to its own claim yet."""
+    folder = launch()
+    claim(launchpad, tmp_path / "earlier")
+    with subprocess.Popen([sys.executable, "-c", "input()"], cwd=folder, stdin=subprocess.PIPE) as python:
+        assert the_finding(launchpad).fate is Fate.LIVES
+        python.kill()
+
+
+def test_another_reconcile_that_was_faster_is_let_go_first(
+    launchpad: Any, launch: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has set the Firework READY, and a rocket runs it again by now."""
+    claim(launchpad, launch())
+
+    def begin_again(*_: Any) -> bool:
+        launchpad.rerun_fw(1)
+        return False
+
+    monkeypatch.setattr(lost_runs, "complete_from_store", begin_again)
+    assert the_finding(launchpad).fate is Fate.LIVES
+
+
+def test_through_a_link_pw_x_is_seen_too(tmp_path: Path) -> None:
+    """/home is a link to /data, and a launch folder was given by its name there."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "home").symlink_to(tmp_path / "data")
+    with subprocess.Popen(["/bin/sleep", "600"], env={RUN_DIR: str(tmp_path / "data" / "run")}) as pw:
+        assert list(pw_sessions(tmp_path / "home").values()) == [tmp_path / "data" / "run"]
+        pw.kill()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dftfactory import queues
-from dftfactory.queues import JobState, job_state, job_states, own_job, reservation_state, reserved_job
+from dftfactory.queues import JobState, job_state, job_states, own_job, reserved_job
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 Command = Callable[[str, str], Path]
@@ -364,31 +364,31 @@ def test_lsf_does_not_find_a_job_that_has_gone(command: Command) -> None:
 )
 def test_a_reservation_may_wait(line: str, state: JobState, slurm: Callable[..., Path], tmp_path: Path) -> None:
     slurm(line)
-    assert reservation_state("8", tmp_path, "SLURM").state is state
+    assert job_state(reserved_job("8", tmp_path, "SLURM")).state is state
 
 
 def test_a_reservation_whose_folder_is_not_here_may_be_of_another_cluster(
     slurm: Callable[..., Path], tmp_path: Path
 ) -> None:
     called = slurm(f"8|CANCELLED|0|{ME}|")
-    assert reservation_state("8", tmp_path / "missing", "SLURM").state is JobState.UNKNOWN
+    assert job_state(reserved_job("8", tmp_path / "missing", "SLURM")).state is JobState.UNKNOWN
     assert not called.exists()
 
 
 def test_the_queue_of_a_reservation_is_the_one_that_is_here(slurm: Callable[..., Path], tmp_path: Path) -> None:
     slurm("")
     assert reserved_job(8, tmp_path)["queue"] == "slurm"
-    assert reservation_state(8, tmp_path).state is JobState.OVER
+    assert job_state(reserved_job(8, tmp_path)).state is JobState.OVER
 
 
 def test_of_two_queues_none_is_guessed(slurm: Callable[..., Path], command: Command, tmp_path: Path) -> None:
     slurm("")
     command("qstat", "exit 0")
-    assert reservation_state("8", tmp_path).state is JobState.UNKNOWN
-    assert reservation_state("8", tmp_path, "SLURM").state is JobState.OVER
-    assert reservation_state("8", tmp_path, "Cobalt").state is JobState.UNKNOWN
+    assert job_state(reserved_job("8", tmp_path)).state is JobState.UNKNOWN
+    assert job_state(reserved_job("8", tmp_path, "SLURM")).state is JobState.OVER
+    assert job_state(reserved_job("8", tmp_path, "Cobalt")).state is JobState.UNKNOWN
 
 
 def test_a_reservation_of_pbs_has_no_server(command: Command, tmp_path: Path) -> None:
     command("qstat", prints("", "qstat: Unknown Job Id 12.pbs01", 153))
-    assert reservation_state("12", tmp_path, "PBS").state is JobState.OVER
+    assert job_state(reserved_job("12", tmp_path, "PBS")).state is JobState.OVER

@@ -126,7 +126,7 @@ def test_a_rocket_that_takes_its_time_between_two_writes_keeps_its_firework(queu
 
 def test_a_server_that_stood_still_is_asked_once_more(queued: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the living wanted to write has waited as long as our own question."""
-    monkeypatch.setattr(repairs, "STEP_SECONDS", 0.2)
+    monkeypatch.setattr(repairs, "SLOW_SECONDS", 0.2)
     queued.workflows.update_one({"nodes": 1}, {"$set": {"locked": True}})
     look, looks = repairs._look, []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo.errors import PyMongoError
 from queue_helpers import make_database, states
 from recordings import StandIn, numbers_of, structure
-from victims import launch
+from victims import launch, wait_until
 
 from dftfactory import firetasks
 from dftfactory.config import DFTConfig
@@ -90,6 +92,13 @@ def run(away: Any, stand_in: StandIn, folder: Path, monkeypatch: pytest.MonkeyPa
         launch(away, env)
 
 
+def answers(launchpad: Any) -> bool:
+    """Whether the driver has seen that the server is back: it looks each half second, and waits no longer than that."""
+    with contextlib.suppress(PyMongoError):
+        return bool(states(launchpad))
+    return False
+
+
 def test_a_server_that_is_killed_and_started_again_is_waited_for(
     away: Any, server: Path, queue: Any, stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +139,7 @@ def test_a_server_that_stays_away_leaves_the_label_on_the_disk(
     assert (tmp_path / "run" / "label.json").is_file()
 
     start_local_launchpad(server)
+    wait_until(lambda: answers(away))
     assert states(away) == {1: "RUNNING"}
     assert list(LabelStore(away).all()) == []
     if cure == "reconcile":

@@ -186,10 +186,11 @@ def test_a_linked_firework_runs_when_the_rocket_that_it_waits_for_is_killed(
     assert stand_in.events("violation") == []
 
 
-def test_sigterm_leaves_the_firework_ready_and_begins_no_other(
-    launchpad: Any, fake_config: DFTConfig, stand_in: StandIn, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_rocket_that_is_asked_to_end_leaves_its_firework_ready_and_begins_no_other(
+    number: signal.Signals, launchpad: Any, fake_config: DFTConfig, stand_in: StandIn, tmp_path: Path
 ) -> None:
-    """What a queue sends before the end of a job."""
+    """What a queue sends before the end of a job, and Ctrl-C, for which `rlaunch` has a handler of its own."""
     db = make_database(tmp_path / "c.db", structure(1), structure(2))
     for n in (1, 2):
         stand_in.record(n, fake_config)
@@ -198,11 +199,11 @@ def test_sigterm_leaves_the_firework_ready_and_begins_no_other(
     rocket = start_rlaunch(launchpad, tmp_path / "run", env(stand_in), "rapidfire")
     try:
         wait_until(lambda: stand_in.events("start"))
-        rocket.send_signal(signal.SIGTERM)
+        rocket.send_signal(number)
         printed, _ = rocket.communicate(timeout=60)
     finally:
         rocket.kill()
-    assert rocket.returncode == -signal.SIGTERM, printed
+    assert rocket.returncode == -number, printed
     assert states(launchpad) == {1: "READY", 2: "READY"}
     assert len(stand_in.events("start")) == 1
     assert not pw_sessions(tmp_path)
