@@ -13,23 +13,12 @@ from pathlib import Path
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from paths import FILES, PSEUDO_DIR, PSEUDOPOTENTIALS
 from upf_texts import version_2
 
 from dftfactory.config import DFTConfig, WorkerConfig
 
 pytest_plugins = ["launchpad_fixtures"]
-
-FILES = Path(__file__).parent / "files"
-PSEUDO_DIR = Path("/usr/share/espresso/pseudo")
-# LDA files of Debian's quantum-espresso-data: one functional, so that every mixture is allowed.
-PSEUDOPOTENTIALS = {
-    "Al": "Al.pz-vbc.UPF",
-    "Fe": "Fe.pz-nd-rrkjus.UPF",
-    "H": "H.pz-vbc.UPF",
-    "Ni": "Ni.pz-nd-rrkjus.UPF",
-    "O": "O.pz-rrkjus.UPF",
-    "Si": "Si.pz-vbc.UPF",
-}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

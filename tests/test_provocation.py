@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from conftest import PSEUDO_DIR, PSEUDOPOTENTIALS
+from paths import PSEUDO_DIR, PSEUDOPOTENTIALS
 
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, StructureError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc100
-from conftest import PSEUDO_DIR
+from paths import PSEUDO_DIR
 
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ase import Atoms
-from conftest import PSEUDO_DIR
+from paths import PSEUDO_DIR
 
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.failures import Failure, examine
