@@ -139,7 +139,7 @@ def _store(label: dict[str, Any], run_dir: Path, unwritten: OSError | None, stor
         patiently(lambda: store.put(label), patience)
     except LaunchPadError as error:
         if unwritten is not None:
-            raise unwritten from error
+            write_label(run_dir, label)  # there may be room by now
         raise type(error)(
             f"{error.message.partition(';')[0]}; the label is in {run_dir}: `dftfactory recover` stores it when the "
             "database is back",

@@ -48,6 +48,7 @@ from dftfactory.export import export_labels
 from dftfactory.firetasks import RunDFT
 from dftfactory.labels import structure_to_dict, write_label
 from dftfactory.launch_folders import claim_folder, find_unfinished
+from dftfactory.lost_labels import recover_labels
 from dftfactory.pipeline import submit, sync, write_workflows
 from dftfactory.pseudos import load_pseudopotentials
 from dftfactory.runner import QERunner
@@ -656,3 +657,28 @@ def test_a_failure_waits_for_the_database_too(
     with pytest.raises(CalculationError, match="ENVIRONMENT"):
         run_here(launchpad, tmp_path / "run", spec, monkeypatch)
     assert tries == [1, 1, 1]
+
+
+@pytest.mark.mongodb
+def test_a_label_for_which_there_was_no_room_is_written_when_the_database_stays_away(
+    launchpad: Any, queued: Any, fake_pw: FakePw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the rocket waited, somebody has made room."""
+    really_write, tries = firetasks.write_label, []
+
+    def full_at_first(run_dir: Path, label: dict[str, Any]) -> Path:
+        tries.append(run_dir)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return really_write(run_dir, label)
+
+    def away(self: LabelStore, label: dict[str, Any]) -> None:
+        raise LaunchPadAwayError("it does not answer")
+
+    monkeypatch.setattr(firetasks, "write_label", full_at_first)
+    monkeypatch.setattr(LabelStore, "put", away)
+    spec = {**specs(launchpad)["a"], "_fw_env": fake_pw("converged", database_seconds=0).to_dict()}
+    with pytest.raises(LaunchPadAwayError, match="the label is in .*: `dftfactory recover` stores it"):
+        run_here(launchpad, tmp_path / "run", spec, monkeypatch)
+    monkeypatch.undo()
+    assert recover_labels(launchpad, [tmp_path]).stored == 1
