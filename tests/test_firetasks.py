@@ -678,7 +678,7 @@ def test_a_label_for_which_there_was_no_room_is_written_when_the_database_stays_
     monkeypatch.setattr(firetasks, "write_label", full_at_first)
     monkeypatch.setattr(LabelStore, "put", away)
     spec = {**specs(launchpad)["a"], "_fw_env": fake_pw("converged", database_seconds=0).to_dict()}
-    with pytest.raises(LaunchPadAwayError, match="the label is in .*: `dftfactory recover` stores it"):
+    with pytest.raises(LaunchPadAwayError, match=r"the label is in .*: `dftfactory recover` stores it"):
         run_here(launchpad, tmp_path / "run", spec, monkeypatch)
     monkeypatch.undo()
     assert recover_labels(launchpad, [tmp_path]).stored == 1
