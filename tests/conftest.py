@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import stat
 import sys
 from collections.abc import Callable
@@ -19,6 +20,11 @@ from upf_texts import version_2
 from dftfactory.config import DFTConfig, WorkerConfig
 
 pytest_plugins = ["launchpad_fixtures"]
+
+
+def pytest_configure() -> None:
+    """Begin as on a terminal: under `nohup` the signal of a closed terminal is ignored, also by children."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -150,14 +156,17 @@ for name in ("CRASH", "out/pwscf.xml"):
     if (run / name).is_file():
         pathlib.Path(name).parent.mkdir(exist_ok=True)
         shutil.copy(run / name, name)
-# As pw.x does, it says the md5 of the files that it is given.
+# As pw.x does, it says the md5 of the files that it is given, and the threshold.
 given = pathlib.Path("pw.in").read_text()
 pseudo_dir = re.search(r"pseudo_dir *= *'(.*)'", given)[1]
 species = given.split("ATOMIC_SPECIES")[1].split("K_POINTS")[0].split()[2::3]
+threshold = re.search(r"conv_thr *= *([^\\s,!]+)", given)
 md5 = iter([hashlib.md5((pathlib.Path(pseudo_dir) / name).read_bytes()).hexdigest() for name in species])
 for name, stream in (("pw.out", sys.stdout), ("pw.err", sys.stderr)):
     if (run / name).is_file():
         text = (run / name).read_text(errors="replace")
+        if threshold:
+            text = re.sub(r"(?<=convergence threshold =) +\\S+", f"{{float(threshold[1]):13.1E}}", text)
         stream.write(re.sub(r"(?<=MD5 check sum: )\\w+", lambda match: next(md5, match[0]), text))
         stream.flush()
 status = run / "exit_status"

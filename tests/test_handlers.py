@@ -239,9 +239,12 @@ def test_only_a_looser_conv_thr_is_not_the_prescribed_one(
 ) -> None:
     run_dir = tmp_path / "run"
     QERunner(fake_config, fake_pw("converged")).run(si_atoms, run_dir)
+    out = (run_dir / "pw.out").read_text()
     change_pw_input(run_dir / "pw.in", {"conv_thr": 1e-9})
+    (run_dir / "pw.out").write_text(out.replace("threshold =      2.0E-09", "threshold =      1.0E-09"))
     assert read_pw_output(run_dir).conv_thr == 1e-9
     change_pw_input(run_dir / "pw.in", {"conv_thr": 1e-8})
+    (run_dir / "pw.out").write_text(out.replace("threshold =      2.0E-09", "threshold =      1.0E-08"))
     with pytest.raises(InconsistentOutputError, match="conv_thr = 1e-08 Ry of this run is not the prescribed 2e-09 Ry"):
         read_pw_output(run_dir)
 
