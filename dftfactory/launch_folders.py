@@ -45,7 +45,7 @@ def find_label(launch_dirs: Iterable[Path], spec: Specification) -> tuple[Path, 
     """
     for folder in earlier_folders(launch_dirs, spec.calculation_id):
         label = read_label(folder)
-        if label is not None and label["fingerprint"] == spec.fingerprint and label.get(FORCE) == spec.force:
+        if label is not None and label["fingerprint"] == spec.fingerprint and spec.force in (None, label.get(FORCE)):
             return folder, label
     return None
 
@@ -60,14 +60,14 @@ def settle(launch_dirs: Iterable[Path], spec: Specification) -> None:
     """
     for folder in earlier_folders(launch_dirs, spec.calculation_id):
         rocket = rocket_of(folder)
-        if rocket.get("calculation_id") != spec.calculation_id:
+        if rocket and rocket["calculation_id"] != spec.calculation_id:
             continue
         if is_rocket_dead(folder):
             end_orphans(folder)
         elif living_in(folder):
+            whose = f"process {rocket['owner'].get('pid')}" if rocket else "by whom is not known"
             raise ClaimedError(
-                f"{spec.calculation_id} is still computed in {folder} (process {rocket['owner']['pid']}): wait for its "
-                "end, or stop that process first",
+                f"{spec.calculation_id} is still computed in {folder} ({whose}): wait for its end, or stop it first",
                 run_dir=str(folder),
             )
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # What a label puts right. A Firework that has not run yet finds its label by itself, and those that somebody has paused
 # or archived stay so.
 _TO_COMPLETE = ("RUNNING", "FIZZLED")
+# What a Firework of another version can lead to; it keeps nobody from the others.
+_ODD = (DFTFactoryError, LookupError, TypeError, RuntimeError)
 
 
 @dataclass
@@ -56,7 +58,12 @@ def recover_labels(launchpad: LaunchPad, folders: Iterable[Path] | None = None) 
     index_fingerprints(launchpad)
     summary = RecoverSummary()
     for folder in _launch_folders(launchpad, store) if folders is None else _search(folders, summary):
-        recover_label(launchpad, store, folder, summary)
+        try:
+            recover_label(launchpad, store, folder, summary)
+        except _ODD as error:
+            if isinstance(error, LaunchPadError):
+                raise
+            summary.problems.append(f"{folder / LABEL_FILE}: its Firework is odd ({error}); submit the structure again")
     completed, problems = bring_all_home(launchpad, lambda fw_id: complete_from_store(launchpad, store, fw_id))
     summary.completed += completed + complete_labelled(launchpad, store)
     summary.problems += problems
@@ -74,10 +81,10 @@ def complete_labelled(launchpad: LaunchPad, store: LabelStore) -> int:
 
 
 @launchpad_errors()
-def recover_offline(launchpad: LaunchPad) -> RecoverSummary:
+def recover_offline(launchpad: LaunchPad) -> None:
     """Store the labels of offline rockets, and tell the LaunchPad what became of them."""
-    launches = find_offline_launches(launchpad)
-    return recover_labels(launchpad, [launch.launch_dir for launch in launches if launch.launch_dir.is_dir()])
+    if launches := find_offline_launches(launchpad):
+        recover_labels(launchpad, [launch.launch_dir for launch in launches if launch.launch_dir.is_dir()])
 
 
 def recover_label(launchpad: LaunchPad, store: LabelStore, folder: Path, summary: RecoverSummary) -> bool:
@@ -93,9 +100,6 @@ def recover_label(launchpad: LaunchPad, store: LabelStore, folder: Path, summary
         raise
     except DFTFactoryError as error:
         summary.problems.append(f"{folder / LABEL_FILE}: {error.message}")
-        return False
-    except (LookupError, TypeError) as error:  # a Firework of another make
-        summary.problems.append(f"{folder / LABEL_FILE}: its Firework is damaged ({error!r})")
         return False
     stored = store.get(label["fingerprint"])
     if stored is not None and label.get(FORCE) is not None and stored.get(FORCE) != label[FORCE]:
@@ -120,9 +124,11 @@ def complete_from_store(launchpad: LaunchPad, store: LabelStore, fw_id: int) -> 
         return False
     try:
         _check(label, [firework["spec"]])
-    except DFTFactoryError:
+        return _put_right(launchpad, firework, label, None)
+    except LaunchPadError:
+        raise
+    except _ODD:
         return False
-    return _put_right(launchpad, firework, label, None)
 
 
 def _fireworks_of(launchpad: LaunchPad, fingerprint: str) -> list[dict[str, Any]]:
@@ -136,8 +142,8 @@ def _check(label: dict[str, Any], specs: list[dict[str, Any]]) -> None:
         if (reason := misfit(label, structure_from_dict(spec["structure"]))) is not None:
             raise ParserError(f"not the label of {label['calculation_id']}: {reason}; remove it")
     # A Firework without a wish is as well served by any label; those with one are not.
-    wishes = {spec.get(FORCE) for spec in specs} - {None} or {None}
-    if specs and label.get(FORCE) not in wishes:
+    wishes = {spec.get(FORCE) for spec in specs} - {None}
+    if wishes and label.get(FORCE) not in wishes:
         raise ParserError("an older label than the one that `submit --force` has asked for; it stays as it is")
 
 
@@ -146,19 +152,20 @@ def _put_right(launchpad: LaunchPad, firework: dict[str, Any], label: dict[str, 
     from fireworks import FWAction
 
     launch_id = firework["launches"][-1]
-    # Of an offline launch `lpad recover_offline` would bring back what it was.
-    launchpad.forget_offline(launch_id)
     if label["quality"] == "exact":
         spec = firework["spec"]
         if forces_above(label, DFTConfig(**spec["config"])) is not None:
             return False  # this Firework refuses the label, and says so when it runs
         where = {} if run_dir is None else {"run_dir": str(run_dir)}
         stored = {**summary_of(label), **where, "recovered": True}
+        # Of an offline launch `lpad recover_offline` would bring back what it was.
+        launchpad.forget_offline(launch_id)
         launchpad.complete_launch(launch_id, FWAction(stored_data=stored), "COMPLETED")
         return True
     if firework["state"] == "RUNNING" and run_dir is not None:
         details = only_softened(label, run_dir).to_dict()
         exception = {"_stacktrace": details["message"], "_details": details}
+        launchpad.forget_offline(launch_id)
         launchpad.complete_launch(launch_id, FWAction(stored_data={"_exception": exception}, exit=True), "FIZZLED")
     return False
 

@@ -158,7 +158,8 @@ def reconcile(
             finding = Finding(run.fw_id, run.calculation_id, run.host, fate, life.evidence)
         findings.append(finding)
     if not dry_run:
-        complete_labelled(launchpad, LabelStore(launchpad))
+        if labelled := complete_labelled(launchpad, LabelStore(launchpad)):
+            repaired.append(f"set {labelled} FIZZLED Fireworks COMPLETED whose label is stored")
         _give_back_claims_of_the_dead(launchpad)
     return findings, repaired
 

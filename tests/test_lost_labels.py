@@ -186,3 +186,28 @@ def test_a_folder_that_cannot_be_read_is_named(launchpad: Any, tmp_path: Path, m
     [problem] = recover_labels(launchpad, [tmp_path]).problems
     assert "Permission denied" in problem
     assert "secret" in problem
+
+
+def test_an_odd_firework_keeps_no_label_from_the_others(launchpad: Any, queued: Any, tmp_path: Path) -> None:
+    """Its specification is one of another version; once with the label on the disk, once in the store."""
+    for name in "abc":
+        folder = launch(launchpad, tmp_path / name, name, "FIZZLED")
+        if name == "c":
+            LabelStore(launchpad).put(label_for(specs(launchpad)[name]))
+        else:
+            write_label(folder, label_for(specs(launchpad)[name]))
+    for name in "ac":
+        launchpad.fireworks.update_one({"spec.calculation_id": name}, {"$set": {"spec.config.of_the_future": 1}})
+    summary = recover_labels(launchpad, [tmp_path])
+    assert (summary.stored, summary.completed) == (2, 1)
+    [problem] = summary.problems
+    assert "a/label.json: its Firework is odd (DFTConfig: of_the_f" in problem
+    assert {name: state_of(launchpad, name) for name in "abc"} == {"a": "FIZZLED", "b": "COMPLETED", "c": "FIZZLED"}
+
+
+def test_a_firework_without_a_wish_is_served_by_a_forced_label(launchpad: Any, queued: Any, tmp_path: Path) -> None:
+    """Its twin was asked for by `submit --force`, and has computed it."""
+    launch(launchpad, tmp_path / "a", "a", "FIZZLED")
+    LabelStore(launchpad).put({**label_for(specs(launchpad)["a"]), "force": "wish"})
+    assert recover_labels(launchpad, [tmp_path]).completed == 1
+    assert state_of(launchpad, "a") == "COMPLETED"
