@@ -9,17 +9,18 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
+import numpy as np
 from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db.core import Database, check, str_represents
 from ase.db.row import AtomsRow, atoms2dict
 
 from dftfactory.database import connection, database_errors, database_name, structure_of
+from dftfactory.database import index_rows as index_rows
 from dftfactory.database import open_candidates as open_candidates
 from dftfactory.database import transaction as transaction
 from dftfactory.errors import CandidateError
@@ -36,6 +37,8 @@ OUTCOME_KEYS = (
 
 # Rows that are in memory at once: 200 of 1,000 atoms are 10 MB.
 _PAGE = 200
+# Rows whose keys, some 300 bytes each, are in memory at once.
+_KEYS_PAGE = 2000
 # Long enough for a sentence of pw.x, short enough for a column of `ase db`.
 _REASON_LENGTH = 300
 
@@ -54,6 +57,8 @@ class Candidate:
         The structure, without the calculator results that the row may have.
     fingerprint
         Names the label; None before the row was queued.
+    campaign
+        The set of structures that the row belongs to; None where it is in none.
     damage
         Why `atoms` are none: the row has no structure that can be read, or one that is too large. None if all is well.
     """
@@ -62,33 +67,55 @@ class Candidate:
     calculation_id: str
     atoms: Atoms
     fingerprint: str | None
+    campaign: str | None = None
     damage: str | None = None
 
 
-def select_candidates(db: Database, status: str = "SELECTED") -> Iterator[Candidate]:
+def select_candidates(
+    db: Database, status: str = "SELECTED", campaigns: Container[str | None] | None = None
+) -> Iterator[Candidate]:
     """Yield the candidates of one status in the order of their row ids.
 
     The status of rows may be changed while this runs. Rows that lose the status before they are reached are left out,
     and rows that get it meanwhile are not seen. A row whose structure cannot be read comes with its `damage`: it does
-    not stop the others.
+    not stop the others. A page of structures is in memory, and 16 bytes for each candidate.
+
+    Parameters
+    ----------
+    db
+        From `open_candidates`.
+    status
+        One of STATUSES.
+    campaigns
+        Only rows of these campaigns; None in it stands for the rows that are in none. All rows where it is absent.
 
     Raises
     ------
     CandidateError
         A calculation_id is not fit for a file name or belongs to two candidates, or the keys of a row cannot be read.
     """
-    row_ids = _find_row_ids(db, status)
+    row_ids = _find_row_ids(db, status, campaigns)
     with database_errors(db), connection(db):
         large = {row.id for row in db.select([("natoms", ">", MAX_ATOMS)], columns=["id"], include_data=False)}
-    # Large ones are never in memory together, nor with the others.
-    for is_large, group in groupby(row_ids, key=large.__contains__):
-        ids = list(group)
-        for page in (ids[start : start + _PAGE] for start in range(0, len(ids), _PAGE)):
-            candidates = None if is_large else _page_of_candidates(db, page, status)
-            yield from _one_by_one(db, page, status) if candidates is None else candidates
+    for page in _pages_of_ids(row_ids, large):
+        # Large ones are never in memory together, nor with the others.
+        candidates = None if page[0] in large else _page_of_candidates(db, page, status)
+        yield from _one_by_one(db, page, status) if candidates is None else candidates
 
 
-def mark_queued(db: Database, candidates: Iterable[tuple[int, str, str]]) -> None:
+def _pages_of_ids(row_ids: Iterable[int], large: Container[int]) -> Iterator[list[int]]:
+    """Row ids in pages that span no more rows than a page has twice: those between are read, too."""
+    page: list[int] = []
+    for row_id in row_ids:
+        if page and (len(page) == _PAGE or row_id - page[0] >= 2 * _PAGE or (row_id in large) != (page[0] in large)):
+            yield page
+            page = []
+        page.append(row_id)
+    if page:
+        yield page
+
+
+def mark_queued(db: Database, candidates: Iterable[tuple[int, str, str]], campaign: str | None = None) -> None:
     """Mark rows as QUEUED in one transaction: all of them or none.
 
     Parameters
@@ -97,6 +124,8 @@ def mark_queued(db: Database, candidates: Iterable[tuple[int, str, str]]) -> Non
         From `open_candidates`.
     candidates
         (row_id, calculation_id, fingerprint) of each row.
+    campaign
+        Written on all of them; where it is absent each row keeps what it has.
 
     Raises
     ------
@@ -105,8 +134,10 @@ def mark_queued(db: Database, candidates: Iterable[tuple[int, str, str]]) -> Non
     """
     with transaction(db):
         for row_id, calculation_id, fingerprint in candidates:
-            row = _candidate_row(db, row_id)
+            row = _candidate_row(db, row_id, ["id", "unique_id", "numbers", "key_value_pairs"])
             keys = {"status": "QUEUED", "fingerprint": fingerprint}
+            if campaign is not None:
+                keys["campaign"] = campaign
             # An id that the pipeline wrote stays as it wrote it: 17 is a fine id, and ase.db would refuse "17".
             if _calculation_id(db, row) != calculation_id or "calculation_id" not in row.key_value_pairs:
                 keys["calculation_id"] = checked_calculation_id(calculation_id, f"row {row_id} of {database_name(db)}")
@@ -153,7 +184,7 @@ def mark_completed(db: Database, row_id: int, result: DFTResult, **keys: Any) ->
                 "queued, or it is another database"
             )
         with database_errors(db, f"row {row_id}"):
-            atoms = atoms2dict(_with_label(row.toatoms(), result))
+            atoms = _with_label(row.toatoms(), result)
         # ase.db would give the row a new unique_id, and other tables may refer to the old one.
         atoms["unique_id"] = row.unique_id
         _update(db, row, own_keys | keys, atoms)
@@ -185,32 +216,68 @@ def mark_failed(db: Database, row_id: int, reason: str, **keys: Any) -> None:
         _update(db, row, {"status": "FAILED", "reason": _one_line(reason), **keys, **lines})
 
 
-def count_by_status(db: Database) -> dict[str, int]:
-    """Count the candidates of each status; every status is a key."""
+def count_by_status(db: Database, campaign: str | None = None) -> dict[str, int]:
+    """Count the candidates of each status, all or those of one campaign; every status is a key."""
+    wanted = {} if campaign is None else {"campaign": campaign}
     with database_errors(db), connection(db):
-        return {status: db.count(status=status) for status in STATUSES}
+        return {status: db.count(status=status, **wanted) for status in STATUSES}
 
 
-def _find_row_ids(db: Database, status: str) -> list[int]:
+def count_to_submit(db: Database, campaign: str | None = None) -> int:
+    """Count the rows that `submit` takes: SELECTED, and in no other campaign."""
+    with database_errors(db), connection(db):
+        number: int = db.count(status="SELECTED")
+        if campaign is not None:
+            number -= db.count("campaign", status="SELECTED") - db.count(status="SELECTED", campaign=campaign)
+    return number
+
+
+def _find_row_ids(db: Database, status: str, campaigns: Container[str | None] | None) -> array[int]:
     if status not in STATUSES:
         raise CandidateError(f"status must be one of {', '.join(STATUSES)}, got {status!r}")
-    row_ids = []
-    owners: dict[str, int] = {}
+    row_ids = array("q")
+    names = array("q")  # hashes: a calculation_id itself takes ten times as much
+    for row_id, keys in keys_of_rows(db):
+        if keys.get("status") not in STATUSES:
+            continue
+        if keys["status"] == status and (campaigns is None or keys.get("campaign") in campaigns):
+            row_ids.append(row_id)
+        if "calculation_id" in keys:
+            names.append(hash(str(keys["calculation_id"])))
+    _refuse_doubles(db, names)
+    return row_ids
+
+
+def keys_of_rows(db: Database) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Row id and keys of all rows, in the order of the ids; a page of them is in memory."""
+    columns = ["id", "key_value_pairs"]
     try:
         with database_errors(db), connection(db):
-            rows = db.select("status", columns=["id", "key_value_pairs"], include_data=False, sort="id")
-            for row in rows:
-                keys = row.key_value_pairs
-                if keys["status"] not in STATUSES:
-                    continue
-                if keys["status"] == status:
-                    row_ids.append(row.id)
-                if "calculation_id" in keys:
-                    claim(owners, str(keys["calculation_id"]), row.id, database_name(db))
+            last = max(
+                (row.id for row in db.select(columns=["id"], include_data=False, sort="-id", limit=1)), default=0
+            )
+            for first in range(1, last + 1, _KEYS_PAGE):
+                # Not by status: SQLite would collect all rows of that status for each page.
+                between = [("id", ">=", first), ("id", "<", first + _KEYS_PAGE)]
+                for row in db.select(between, columns=columns, include_data=False, sort="id"):
+                    yield row.id, row.key_value_pairs
     except CandidateError:
         _find_damaged_keys(db)
         raise
-    return row_ids
+
+
+def _refuse_doubles(db: Database, names: array[int]) -> None:
+    """Refuse a calculation_id that two candidates have; given are the hashes of all."""
+    ordered = np.sort(np.frombuffer(names, dtype=np.int64))
+    doubles = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    owners: dict[str, int] = {}
+    for row_id, keys in keys_of_rows(db) if doubles else ():
+        if (
+            keys.get("status") in STATUSES
+            and "calculation_id" in keys
+            and hash(name := str(keys["calculation_id"])) in doubles
+        ):
+            claim(owners, name, row_id, database_name(db))
 
 
 def _find_damaged_keys(db: Database) -> None:
@@ -240,8 +307,11 @@ def _page_of_candidates(db: Database, page: list[int], status: str) -> list[Cand
     with database_errors(db, where), connection(db):
         try:
             between = [("id", ">=", page[0]), ("id", "<=", page[-1])]
-            rows = list(db.select(between, status=status, sort="id", include_data=False))
-            return [_candidate(db, row) for row in rows if row.id in set(page)]
+            # Not by status: SQLite would collect all rows of that status for each page.
+            rows = list(db.select(between, sort="id", include_data=False))
+            wanted = set(page)
+            own = [row for row in rows if row.id in wanted and row.key_value_pairs.get("status") == status]
+            return [_candidate(db, row) for row in own]
         except (CandidateError, sqlite3.Error):
             raise
         except Exception:  # ASE stumbles over damaged rows in many ways
@@ -267,12 +337,13 @@ def _one_by_one(db: Database, page: list[int], status: str) -> Iterator[Candidat
             yield candidate
         else:
             name = _calculation_id(db, rows[0])
-            yield Candidate(row_id, name, Atoms(), keys.get("fingerprint"), f"the structure {damage}")
+            said = f"the structure {damage}"
+            yield Candidate(row_id, name, Atoms(), keys.get("fingerprint"), keys.get("campaign"), said)
 
 
 def _candidate(db: Database, row: AtomsRow) -> Candidate:
-    atoms = structure_of(row)
-    return Candidate(row.id, _calculation_id(db, row), atoms, row.key_value_pairs.get("fingerprint"))
+    atoms, keys = structure_of(row), row.key_value_pairs
+    return Candidate(row.id, _calculation_id(db, row), atoms, keys.get("fingerprint"), keys.get("campaign"))
 
 
 def _calculation_id(db: Database, row: AtomsRow) -> str:
@@ -325,14 +396,15 @@ def _update(db: Database, row: AtomsRow, keys: dict[str, Any], atoms: dict[str, 
             db._update(row.id, {**kept, **new_keys})
 
 
-def _with_label(atoms: Atoms, result: DFTResult) -> Atoms:
+def _with_label(atoms: Atoms, result: DFTResult) -> dict[str, Any]:
     # Not set_positions(): a constraint would hold fixed atoms where they were.
     atoms.positions = result.positions
     atoms.set_cell(result.cell, apply_constraint=False)
     atoms.pbc = result.pbc
-    atoms.calc = SinglePointCalculator(atoms, **result.to_ase_atoms().calc.results)
-    atoms.calc.name = "espresso"
-    return atoms
+    atoms.calc = None
+    # As ASE writes a calculator and its results; from a calculator, it compares the atoms with themselves 20 times.
+    calculator = {"calculator": "espresso", "calculator_parameters": {}}
+    return {**atoms2dict(atoms), **calculator, **result.to_ase_atoms().calc.results}
 
 
 def _one_line(reason: str) -> str:

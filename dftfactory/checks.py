@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dftfactory.config import DFTConfig, WorkerConfig, find_worker_file
 from dftfactory.errors import DFTFactoryError
 from dftfactory.jobs import PwProcess
 from dftfactory.settings import read_yaml
 
+if TYPE_CHECKING:
+    from dftfactory.pseudos import Pseudopotential
+
 # pw.x says its name within a fraction of a second; a launcher that hangs must not hang the check.
 START_SECONDS = 60
+# A large cell writes some GB of wave functions.
+LITTLE_SPACE = 2**30
 # A folder with a whole library, and no choice made yet, would fill the screen.
 MAX_PROBLEMS = 4
 
@@ -118,21 +125,24 @@ def _run_on_nothing(command: list[str], environment: dict[str, str]) -> tuple[in
 
 
 def _check_scratch(worker: WorkerConfig) -> Check:
-    if worker.scratch_dir is None:
-        return Check("scratch", True, "the run folder itself; set scratch_dir in my_fworker.yaml for a faster disk")
-    folder = Path(worker.scratch_dir).expanduser()
+    """Where pw.x keeps its wave functions: can it be written, and how much space is free."""
+    folder = Path() if worker.scratch_dir is None else Path(worker.scratch_dir).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            free = shutil.disk_usage(folder).free
     except OSError as error:
-        return Check("scratch", False, f"{folder} cannot be written: {error.strerror}; change scratch_dir")
-    return Check("scratch", True, f"{folder} can be written")
+        cure = "run where you may write" if worker.scratch_dir is None else "change scratch_dir"
+        return Check("scratch", False, f"{folder.absolute()} cannot be written: {error.strerror}; {cure}")
+    space = f"{free / 2**30:.1f} GB free"
+    if worker.scratch_dir is None:
+        says = f"the run folder itself, {space} here; set scratch_dir in my_fworker.yaml for a faster disk"
+    else:
+        says = f"{folder} can be written, {space}"
+    return Check("scratch", True if free > LITTLE_SPACE else None, says)
 
 
 def _check_config(config_file: Path, worker: WorkerConfig | None) -> Iterator[Check]:
-    from dftfactory.pseudos import load_pseudopotentials
-
     if not config_file.is_file():
         yield Check("configuration", None, f"{config_file} does not exist; `dftfactory init` writes one with comments")
         return
@@ -142,14 +152,12 @@ def _check_config(config_file: Path, worker: WorkerConfig | None) -> Iterator[Ch
         yield Check("configuration", False, error.message)
         return
     yield Check("configuration", True, f"{config_file}")
-    given = (worker.pseudopotential_dir if worker else None) or config.pseudopotential_dir
-    if given is None:
+    folder = pseudopotential_folder(config, worker)
+    if folder is None:
         yield Check("pseudopotentials", False, f"give pseudopotential_dir in {config_file}")
         return
-    folder = Path(given).expanduser()
     try:
-        elements = set(config.pseudopotentials) or _elements_in(folder)
-        found = load_pseudopotentials(elements, folder, config.pseudopotentials)
+        found = pseudopotentials_in(folder, config)
     except DFTFactoryError as error:
         problems = error.details.get("problems", [error.message])
         for problem in problems[:MAX_PROBLEMS]:
@@ -164,6 +172,25 @@ def _check_config(config_file: Path, worker: WorkerConfig | None) -> Iterator[Ch
     functional = next(iter(found.values())).functional
     which = ", ".join(f"{element} ({pseudo.type})" for element, pseudo in found.items())
     yield Check("pseudopotentials", True, f"{len(found)} in {folder}, {functional}: {which}"[:300])
+
+
+def pseudopotential_folder(config: DFTConfig, worker: WorkerConfig | None) -> Path | None:
+    """Return the folder that this machine takes: the worker's own, else that of the data set."""
+    given = (worker.pseudopotential_dir if worker else None) or config.pseudopotential_dir
+    return None if given is None else Path(given).expanduser()
+
+
+def pseudopotentials_in(folder: Path, config: DFTConfig) -> dict[str, Pseudopotential]:
+    """Read the pseudopotentials that a configuration lists, or all of the folder where it lists none.
+
+    Raises
+    ------
+    PseudopotentialError
+        One of them is missing or unfit; `details` has all problems.
+    """
+    from dftfactory.pseudos import load_pseudopotentials
+
+    return load_pseudopotentials(set(config.pseudopotentials) or _elements_in(folder), folder, config.pseudopotentials)
 
 
 def _elements_in(folder: Path) -> set[str]:

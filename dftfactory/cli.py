@@ -38,6 +38,7 @@ WorkerFile = Annotated[
 ]
 CANDIDATES_HELP = "Candidates: an ASE database (candidates.db), or a structure file that ASE reads."
 Candidates = Annotated[str, typer.Argument(help=CANDIDATES_HELP)]
+Campaign = Annotated[str | None, typer.Option("--campaign", help="Only the structures of this campaign.")]
 Folder = Annotated[Path, typer.Option("--dir", help="Folder of the server.")]
 
 
@@ -52,12 +53,31 @@ def options(
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write; this folder where not given.")] = Path(),
     pseudopotentials: Annotated[str | None, typer.Option(help="Folder of your .UPF files.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="slurm or pbs: fill in fw_configs for it.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition of Slurm, queue of PBS.")] = None,
+    account: Annotated[str | None, typer.Option(help="Who pays for the jobs.")] = None,
+    cores: Annotated[str | None, typer.Option(help="Cores of a node.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of a node, such as 64G.")] = None,
+    walltime: Annotated[str | None, typer.Option(help='Longest time of a job, "24:00:00".')] = None,
+    setup: Annotated[str | None, typer.Option(help="Lines of shell that a job needs: 'module load qe; ...'")] = None,
+    scratch: Annotated[str | None, typer.Option(help="Fast folder of a node for wave functions.")] = None,
+    mongodb: Annotated[str | None, typer.Option(help="A my_launchpad.yaml that is there already.")] = None,
+    bigmem: Annotated[str | None, typer.Option(help="Partition with more memory.")] = None,
 ) -> None:
-    """Write a commented dft.yaml and a copy of fw_configs/."""
-    from dftfactory.setup_files import write_start_files
+    """Write a commented dft.yaml and a copy of fw_configs/; with --cluster asks for what is not given."""
+    from dftfactory.cluster_files import next_commands
+    from dftfactory.cluster_setup import ask_for_setup
+    from dftfactory.setup_files import refuse_to_overwrite, write_start_files
 
-    for path in write_start_files(folder, pseudopotentials):
+    refuse_to_overwrite(folder)
+    words = {"partition": partition, "account": account, "cores": cores, "memory": memory, "walltime": walltime}
+    words |= {"setup": setup, "scratch": scratch, "mongodb": mongodb, "bigmem": bigmem}
+    filled_in = ask_for_setup(cluster, words, _prompt if sys.stdin.isatty() and sys.stdout.isatty() else None)
+    for path in write_start_files(folder, pseudopotentials, filled_in):
         typer.echo(f"wrote {path}")
+    if filled_in is not None:
+        typer.echo("\n".join(["next:", *next_commands(folder, filled_in)]))
+        return
     config = (folder / "fw_configs" / "FW_config.yaml").absolute()
     typer.echo("next: fill in dft.yaml, then `dftfactory check`")
     typer.echo("lpad, rlaunch, qlaunch and dftfactory find fw_configs after:")
@@ -65,12 +85,18 @@ def init(
 
 
 @app.command()
-def check(config: ConfigFile = Path("dft.yaml"), worker: WorkerFile = None, launchpad: LaunchPadFile = None) -> None:
-    """Check pw.x, MPI, pseudopotentials and the LaunchPad; each line says what to do."""
-    from dftfactory.checks import check_all
+def check(
+    config: ConfigFile = Path("dft.yaml"),
+    worker: WorkerFile = None,
+    launchpad: LaunchPadFile = None,
+    job: Annotated[bool, typer.Option("--job", help="Check a node too, from inside a short job of the queue.")] = False,
+    wait: Annotated[float, typer.Option(help="How many seconds that job has to start.")] = 300,
+) -> None:
+    """Check pw.x, MPI, pseudopotentials, the LaunchPad and the queue; each line says what to do."""
+    from dftfactory.job_checks import check_everything
 
     bad = False
-    for item in check_all(config, worker, launchpad):
+    for item in check_everything(config, worker, launchpad, wait if job else None):
         bad = bad or item.ok is False
         word = {True: "ok     ", False: "PROBLEM", None: "not yet"}[item.ok]
         typer.echo(f"{word}  {item.name}: {item.says}")
@@ -106,42 +132,69 @@ def submit(
     force: Annotated[
         bool, typer.Option("--force", help="Compute again what has a label; the old one is put aside.")
     ] = False,
+    campaign: Annotated[
+        str | None,
+        typer.Option("--campaign", help="A name for the structures; those of another one are left SELECTED."),
+    ] = None,
+    job_class: Annotated[
+        str | None,
+        typer.Option("--class", help="Class of jobs in cluster.yaml; chosen for each structure where not given."),
+    ] = None,
 ) -> None:
     """Queue the SELECTED structures; safe to repeat."""
-    from dftfactory.candidates import count_by_status, open_candidates
+    from dftfactory.candidates import count_to_submit, open_candidates
+    from dftfactory.cluster import find_classes
+    from dftfactory.cluster_files import commands_for_classes
     from dftfactory.config import DFTConfig, find_worker_file
     from dftfactory.errors import printable
     from dftfactory.launchpad import rocket_command
     from dftfactory.pipeline import submit as submit_candidates
     from dftfactory.pipeline import write_workflows
+    from dftfactory.workflows import checked_campaign
 
     settings = DFTConfig.from_yaml(config)
     # Before anything is imported.
+    if campaign is not None:
+        checked_campaign(campaign, "this command")
+    cluster = find_classes(job_class)
     queue = _launchpad(launchpad) if write is None else None
     database = _database(candidates, import_structures=True)
     db = open_candidates(database)
-    total = count_by_status(db)["SELECTED"]
+    total = count_to_submit(db, campaign)
     with _progress("submitting", total) as step:
         if write is not None:
-            summary = write_workflows(db, settings, write, step, force=force)
+            summary = write_workflows(
+                db, settings, write, step, force=force, campaign=campaign, cluster=cluster, job_class=job_class
+            )
         else:
-            summary = submit_candidates(db, settings, queue, step, force=force)
+            summary = submit_candidates(
+                db, settings, queue, step, force=force, campaign=campaign, cluster=cluster, job_class=job_class
+            )
     if not total:
-        typer.echo(f"no structure in {database} is SELECTED")
+        other = "" if campaign is None else f" and in no other campaign than {campaign}"
+        typer.echo(f"no structure in {database} is SELECTED{other}")
     elif write is not None:
-        typer.echo(f"{summary.added} workflow files in {write}; add them with `lpad add {write}/*.json`")
+        typer.echo(f"{_number_of(summary.added, 'workflow file')} in {write}; add them with `lpad add {write}/*.json`")
     else:
         # What `init` has written serves, also where FireWorks' settings do not lead to it.
         beside = Path("fw_configs", "my_fworker.yaml")
         rockets = rocket_command(launchpad, find_worker_file() or (beside if beside.is_file() else None))
-        typer.echo(f"{summary.added} queued; next: `{rockets}`, then `dftfactory sync {_again(database, launchpad)}`")
+        jobs = commands_for_classes(summary.by_class)
+        next_step = "the jobs below" if jobs else f"`{rockets}`"
+        typer.echo(f"{summary.added} queued; next: {next_step}, then `dftfactory sync {_again(database, launchpad)}`")
+        for name, command in jobs.items():
+            typer.echo(f"{summary.by_class[name]} of class {name}: `{command}`")
         _say(summary.rerun, "set to run again")
         _say(summary.already_queued, "queued before, linked to the Firework that is there")
-        _say(summary.already_labelled, "have a label already")
-    _say(summary.refused, "refused: they cannot be right and are FAILED now")
-    for problem in summary.problems[:20]:
+        _say(summary.already_labelled, "has a label already", "have a label already")
+    _say(
+        summary.refused,
+        "refused: it cannot be right and is FAILED now",
+        "refused: they cannot be right and are FAILED now",
+    )
+    for problem in summary.problems:
         typer.echo(f"  {printable(problem)}", err=True)
-    _say(len(summary.problems[20:]), "more, with the reason in the database")
+    _say(summary.refused - len(summary.problems), "more, with the reason in the database")
 
 
 @app.command()
@@ -151,18 +204,20 @@ def sync(
     softened: Annotated[
         bool, typer.Option("--softened", help="Accept labels at more than the prescribed degauss.")
     ] = False,
+    campaign: Campaign = None,
 ) -> None:
     """Bring labels and failures back to the candidates."""
     from dftfactory.candidates import count_by_status, open_candidates
     from dftfactory.pipeline import sync as sync_candidates
 
     db = open_candidates(_database(candidates))
-    with _progress("syncing", count_by_status(db)["QUEUED"]) as step:
-        summary = sync_candidates(db, _launchpad(launchpad), softened=softened, progress=step)
+    with _progress("syncing", count_by_status(db, campaign)["QUEUED"]) as step:
+        summary = sync_candidates(db, _launchpad(launchpad), softened=softened, progress=step, campaign=campaign)
     typer.echo(f"{summary.completed} completed, {summary.failed} failed, {summary.waiting} queued or running")
     if summary.unknown:
         typer.echo(
-            f"{summary.unknown} QUEUED structures are not in this LaunchPad: is it the right one? "
+            f"{_number_of(summary.unknown, 'QUEUED structure')} {'is' if summary.unknown == 1 else 'are'} not in this "
+            "LaunchPad: is it the right one? "
             "Files of `submit --write` are in it after `lpad add`",
             err=True,
         )
@@ -170,17 +225,19 @@ def sync(
 
 @app.command()
 def status(
-    candidates: Annotated[str | None, typer.Argument(help=CANDIDATES_HELP)] = None, launchpad: LaunchPadFile = None
+    candidates: Annotated[str | None, typer.Argument(help=CANDIDATES_HELP)] = None,
+    launchpad: LaunchPadFile = None,
+    campaign: Campaign = None,
 ) -> None:
     """Count candidates and Fireworks by state, labels by level, failures by kind."""
     from dftfactory.candidates import count_by_status, open_candidates
     from dftfactory.display import print_status
     from dftfactory.launchpad import describe_launchpad
 
-    counts = None if candidates is None else count_by_status(open_candidates(_database(candidates)))
+    counts = None if candidates is None else count_by_status(open_candidates(_database(candidates)), campaign)
     opened = _launchpad(launchpad)
     typer.echo(f"LaunchPad at {describe_launchpad(launchpad)}")
-    print_status(opened, counts)
+    print_status(opened, counts, campaign)
 
 
 @app.command()
@@ -191,14 +248,16 @@ def export(
         bool, typer.Option("--softened", help="Also write labels at more than the prescribed degauss.")
     ] = False,
     config_hash: Annotated[str | None, typer.Option(help="Only the labels of one configuration.")] = None,
+    campaign: Campaign = None,
 ) -> None:
     """Write the labels as a training set in extended XYZ."""
     from dftfactory.export import export_labels
     from dftfactory.store import LabelStore
 
-    summary = export_labels(LabelStore(_launchpad(launchpad)).all(config_hash), path, softened=softened)
+    labels = LabelStore(_launchpad(launchpad)).all(config_hash, campaign)
+    summary = export_labels(labels, path, softened=softened)
     left_out = f", {summary.left_out_softened} softened left out" if summary.left_out_softened else ""
-    typer.echo(f"{summary.written} labels in {path} (configuration {summary.config_hash}){left_out}")
+    typer.echo(f"{_number_of(summary.written, 'label')} in {path} (configuration {summary.config_hash}){left_out}")
 
 
 @app.command()
@@ -208,16 +267,20 @@ def recover(
         typer.Argument(help="Where rockets ran; the folders that the LaunchPad knows where not given."),
     ] = None,
     launchpad: LaunchPadFile = None,
+    campaign: Annotated[
+        str | None, typer.Option("--campaign", help="Only this campaign's folders that the LaunchPad knows.")
+    ] = None,
 ) -> None:
     """Store labels that are on the disk only, and complete their Fireworks."""
     from dftfactory.errors import printable
     from dftfactory.lost_labels import recover_labels
 
-    summary = recover_labels(_launchpad(launchpad), folders)
+    summary = recover_labels(_launchpad(launchpad), folders, campaign)
     typer.echo(
-        f"{summary.found} labels on the disk, {summary.stored} of them stored now; "
-        f"{summary.completed} Fireworks set COMPLETED"
+        f"{_number_of(summary.found, 'label')} on the disk, {summary.stored} of them stored now; "
+        f"{_number_of(summary.completed, 'Firework')} set COMPLETED"
     )
+    _say(summary.ready, "READY again, for another job")
     for problem in summary.problems:
         typer.echo(f"  {printable(problem)}", err=True)
     raise typer.Exit(int(bool(summary.problems)))
@@ -231,6 +294,7 @@ def reconcile(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
     loop: Annotated[float | None, typer.Option(help="Do it again and again, with so many seconds between.")] = None,
+    campaign: Annotated[str | None, typer.Option("--campaign", help="Only the runs of this campaign.")] = None,
 ) -> None:
     """Find runs whose rocket or job is no more, end what they left, and set their Fireworks right."""
     import time
@@ -243,7 +307,7 @@ def reconcile(
     opened = _launchpad(launchpad)
     while True:
         try:
-            findings, repaired = reconcile_runs(opened, gone=gone or (), dry_run=dry_run)
+            findings, repaired = reconcile_runs(opened, gone=gone or (), dry_run=dry_run, campaign=campaign)
         except LaunchPadError as error:
             if loop is None:
                 raise
@@ -253,6 +317,28 @@ def reconcile(
             if loop is None:
                 raise typer.Exit(int(any(finding.fate is Fate.BLOCKED for finding in findings)))
         time.sleep(loop or 0)
+
+
+@app.command()
+def archive(
+    campaign: Annotated[str, typer.Argument(help="A campaign that is over.")],
+    to: Annotated[
+        Path | None, typer.Option("--to", help="File, *.jsonl.gz; CAMPAIGN.jsonl.gz where not given.")
+    ] = None,
+    launchpad: LaunchPadFile = None,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Archive also what has no label; sync candidates before.")
+    ] = False,
+) -> None:
+    """Move the Fireworks of a finished campaign into a file; their labels stay."""
+    from dftfactory.archive import archive as archive_campaign
+
+    summary = archive_campaign(_launchpad(launchpad), campaign, to, failed=failed)
+    _say(summary.finished, "more taken out of the LaunchPad, written to a file before")
+    typer.echo(f"{_number_of(summary.archived, 'Firework')} archived" + (f" in {summary.file}" if summary.file else ""))
+    _say(summary.shared, "of another campaign, too: in the file, and in the LaunchPad for that one")
+    for why, number in summary.stay.items():
+        typer.echo(f"{_number_of(number, 'Firework')} left: {why}")
 
 
 @app.command()
@@ -351,8 +437,9 @@ def _database(candidates: str, *, import_structures: bool = False) -> str:
     database = importing.candidate_database_for(path)
     if import_structures:
         new, known = importing.import_structures(path, database)
-        were_there = f", {known} were there" if known else ""
-        typer.echo(f"{new} structures of {path} are SELECTED in {database} now{were_there}")
+        were_there = f", {known} {'was' if known == 1 else 'were'} there" if known else ""
+        are = "is" if new == 1 else "are"
+        typer.echo(f"{_number_of(new, 'structure')} of {path} {are} SELECTED in {database} now{were_there}")
     return str(database)
 
 
@@ -361,10 +448,20 @@ def _again(database: str, launchpad: Path | None) -> str:
     return shlex.join([database, *([] if launchpad is None else ["-l", str(launchpad)])])
 
 
-def _say(number: int, what: str) -> None:
-    """Print a line of a summary, unless it is about nothing."""
+def _prompt(question: str, default: str) -> str:
+    return str(typer.prompt(question, default=default, show_default=bool(default)))
+
+
+def _number_of(number: int, what: str) -> str:
+    from dftfactory.display import number_of
+
+    return number_of(number, what)
+
+
+def _say(number: int, what: str, many: str | None = None) -> None:
+    """Print a line of a summary, unless it is about nothing; `many` is for other numbers than 1."""
     if number:
-        typer.echo(f"{number} {what}")
+        typer.echo(f"{number} {what if number == 1 or many is None else many}")
 
 
 @contextmanager

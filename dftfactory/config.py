@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
 import shlex
@@ -33,6 +35,14 @@ Solver = Literal["david", "cg", "paro", "ppcg"]
 MAGNETISM_WORDS = ("auto", "antiferromagnetic", "none")
 # μB per atom. The largest spin moment of a free atom is 8 (Gd); more is a slip, such as a charge.
 _LARGEST_MOMENT = 10.0
+# Every mpirun of Open MPI (4, 5), Intel MPI and MVAPICH binds its ranks to cores from the first one on. Calculations
+# side by side then share those, and the other cores idle: only one that has all cores for itself gains by it.
+UNBOUND = {
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "I_MPI_PIN": "off",
+    "MV2_ENABLE_AFFINITY": "0",
+}
 FWORKER, FW_CONFIG = "my_fworker.yaml", "FW_config.yaml"
 # A my_fworker.yaml has at least one of them; a file of our settings alone has none.
 _FWORKER_KEYS = {"name", "category", "query", "env"}
@@ -192,11 +202,17 @@ class WorkerConfig(Settings):
 
     pw_command: str | list[str] = "pw.x"
     mpi_command: str | list[str] | None = None
+    # At most so many MPI ranks: where `npool` is "auto" a small cell gets fewer.
     parallel_cores: PositiveInt = 1
-    npool: PositiveInt = 1
+    npool: PositiveInt | Literal["auto"] = "auto"
+    # Ranks that share the subspace matrix of a pool; null leaves it to pw.x, which shares the smallest one.
+    ndiag: PositiveInt | Literal["auto"] | None = "auto"
     scratch_dir: str | None = None
     pseudopotential_dir: str | None = None
     max_seconds: PositiveFloat | None = None
+    # Before the end of the queue's job, for pw.x to end its iteration, to compute forces and stress of an SCF that has
+    # just converged, and to write its state: on a slow file system a minute.
+    margin_seconds: PositiveFloat = 60.0
     # The least silence of pw.x that may count as a hang, in seconds.
     hang_seconds: PositiveFloat = 120.0
     # Of this node, for all ranks together; what the job has where absent.
@@ -233,13 +249,26 @@ class WorkerConfig(Settings):
             raise ValueError("needs mpi_command when it is above 1, for example 'mpirun -np {cores}'")
         return value
 
-    @field_validator("npool")
+    @field_validator("npool", mode="plain")
     @classmethod
-    def _pools_fit(cls, value: int, info: ValidationInfo) -> int:
-        cores = info.data.get("parallel_cores", value)
-        if cores % value:
+    def _pools_fit(cls, value: Any, info: ValidationInfo) -> int | str:
+        if value == "auto":
+            return "auto"
+        pools = _whole_number(value)
+        cores = info.data.get("parallel_cores", pools)
+        if cores % pools:
             raise ValueError(f"must divide parallel_cores = {cores}")
-        return value
+        return pools
+
+    @field_validator("ndiag", mode="plain")
+    @classmethod
+    def _ranks_make_a_square(cls, value: Any) -> int | str | None:
+        if value is None or value == "auto":
+            return value and "auto"
+        # pw.x would take the next smaller square without a word.
+        if math.isqrt(ranks := _whole_number(value)) ** 2 != ranks:
+            raise ValueError("must be a square number: 1, 4, 9, 16 ...")
+        return ranks
 
     @field_validator("environment")
     @classmethod
@@ -275,20 +304,34 @@ class WorkerConfig(Settings):
         file = find_worker_file()
         return cls.from_fw_env(None) if file is None else cls.from_yaml(file)
 
-    def command(self, cores: int, npool: int) -> list[str]:
+    def command(self, cores: int, npool: int, ndiag: int | None = None) -> list[str]:
         """Argument list that starts pw.x on `cores` ranks in `npool` pools, without a shell."""
         mpi = [word.replace("{cores}", str(cores)) for word in _words(self.mpi_command or [])]
         pools = ["-nk", str(npool)] if npool > 1 else []
-        return [*mpi, *_words(self.pw_command), *pools, "-in", "pw.in"]
+        sharing = ["-nd", str(ndiag)] if ndiag is not None and cores > 1 else []
+        return [*mpi, *_words(self.pw_command), *pools, *sharing, "-in", "pw.in"]
 
     def process_environment(self) -> dict[str, str]:
         """Environment of pw.x: that of this process, our defaults below it, the user's `environment` above."""
         defaults = {"OMP_NUM_THREADS": "1", "GFORTRAN_UNBUFFERED_PRECONNECTED": "y"}
         # pw.x without mpirun then starts no daemon: 0.1 s less, and Debian's quantum-espresso does not bring it.
         defaults["OMPI_MCA_ess_singleton_isolated"] = "1"
+        if self.parallel_cores < _usable_cpus():
+            defaults |= UNBOUND
         if os.geteuid() == 0:  # Open MPI refuses to start as root, as in most containers, unless told twice.
             defaults |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return {**defaults, **os.environ, **self.environment}
+
+
+def _usable_cpus() -> int:
+    """CPUs that this process may run on: those of the job, where the queue sets them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _whole_number(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError("must be a whole number above 0, or auto")
+    return value
 
 
 def find_worker_file() -> Path | None:
@@ -299,25 +342,49 @@ def find_worker_file() -> Path | None:
     ConfigError
         FireWorks' settings cannot be read.
     """
-    home = Path.home() / ".fireworks"
-    # FireWorks takes the first of them that exists, too; what FW_CONFIG_FILE names comes last.
-    configs = [Path(FW_CONFIG), home / FW_CONFIG, Path(os.environ.get("FW_CONFIG_FILE") or FW_CONFIG)]
-    config = next((path for path in configs if path.is_file()), None)
-    settings = {} if config is None else read_yaml(config)
-    folder = Path(str(settings.get("CONFIG_FILE_DIR") or "."))
+    settings = read_fireworks_settings()
     if not Path(FWORKER).is_file() and settings.get("FWORKER_LOC"):
         return Path(str(settings["FWORKER_LOC"]))
-    return next((path for path in (Path(FWORKER), folder / FWORKER, home / FWORKER) if path.is_file()), None)
+    folders = (Path(), Path(str(settings.get("CONFIG_FILE_DIR") or ".")), fireworks_home())
+    return next((path for folder in folders if (path := folder / FWORKER).is_file()), None)
+
+
+def fireworks_home() -> Path:
+    """Return the folder of a user's own files of FireWorks."""
+    return Path.home() / ".fireworks"
+
+
+def read_fireworks_settings() -> dict[str, Any]:
+    """Read the FW_config.yaml that FireWorks takes; empty where there is none.
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read.
+    """
+    # FireWorks takes the first of them that exists, too; what FW_CONFIG_FILE names comes last.
+    named = os.environ.get("FW_CONFIG_FILE") or FW_CONFIG
+    configs = (Path(FW_CONFIG), fireworks_home() / FW_CONFIG, Path(named))
+    return next((read_yaml(path) for path in configs if path.is_file()), {})
 
 
 def _machine_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """In a Slurm job its tasks, elsewhere one core; mpirun where more than one core is asked for."""
+    """In a job of Slurm or PBS its tasks, elsewhere one core; mpirun where more than one core is asked for."""
     found = "mpirun -np {cores}" if shutil.which("mpirun") else None
     launcher = given.get("mpi_command", found)
-    tasks = os.environ.get("SLURM_NTASKS", "")
-    in_slurm = int(tasks) if launcher is not None and tasks.isdecimal() else 1
-    cores = given.get("parallel_cores", max(1, in_slurm))
+    cores = given.get("parallel_cores", max(1, _tasks_of_job() if launcher is not None else 1))
     return {"parallel_cores": cores, "mpi_command": found if isinstance(cores, int) and cores > 1 else None}
+
+
+def _tasks_of_job() -> int:
+    """Return the MPI ranks that a job of Slurm or PBS is made for; 0 where nobody says so."""
+    tasks = os.environ.get("SLURM_NTASKS", "")
+    if tasks.isdecimal():
+        return int(tasks)
+    # PBS lists the node of each rank, line by line.
+    with contextlib.suppress(OSError, KeyError):
+        return len(Path(os.environ["PBS_NODEFILE"]).read_text(errors="replace").split())
+    return 0
 
 
 def _words(command: str | list[str]) -> list[str]:

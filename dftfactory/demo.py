@@ -107,7 +107,7 @@ def run_demo(folder: Path) -> None:
         The local server cannot be started.
     """
     from dftfactory.candidates import open_candidates
-    from dftfactory.display import candidate_table
+    from dftfactory.display import candidate_table, number_of
     from dftfactory.export import export_labels
     from dftfactory.launchpad import load_launchpad
     from dftfactory.local_launchpad import start_local_launchpad, stop_local_launchpad
@@ -142,7 +142,7 @@ def run_demo(folder: Path) -> None:
         if row["reason"]:
             console.print(row["reason"], markup=False, style="red")
     console.print(
-        f"{exported.written} labels in {folder}/train.extxyz  (dftfactory export train.extxyz), "
+        f"{number_of(exported.written, 'label')} in {folder}/train.extxyz  (dftfactory export train.extxyz), "
         f"{time.monotonic() - began:.0f} s, LaunchPad stopped"
     )
 

@@ -42,8 +42,8 @@ def print_result(result: DFTResult, run_dir: Path) -> None:
         "pressure": f"{-result.stress.trace() / 3 / GPa:.4f} GPa",
         "magnetization": "" if result.total_magnetization is None else f"{result.total_magnetization:.3f} μB",
         "level": f"{result.level} ({result.quality})",
-        "SCF iterations": f"{result.total_iterations} in {_number(runs, 'run')}",
-        "pw.x": f"{result.pw_version}, {_number(result.n_kpoints, 'k-point')}, {_number(ranks, 'rank')}"
+        "SCF iterations": f"{result.total_iterations} in {number_of(runs, 'run')}",
+        "pw.x": f"{result.pw_version}, {number_of(result.n_kpoints, 'k-point')}, {number_of(ranks, 'rank')}"
         + (f", {result.wall_time:.1f} s" if result.wall_time is not None else ""),
         "files": f"{run_dir} (label.json, history.json, {'start_0, start_1, ...' if result.states else 'pw.out'})",
     }
@@ -59,18 +59,20 @@ def print_result(result: DFTResult, run_dir: Path) -> None:
         console.print(f"[bold]softened: at degauss = {result.degauss:g} Ry, not the prescribed one[/bold]")
 
 
-def print_status(launchpad: LaunchPad, candidates: Mapping[str, int] | None = None) -> None:
+def print_status(
+    launchpad: LaunchPad, candidates: Mapping[str, int] | None = None, campaign: str | None = None
+) -> None:
     """Print Fireworks by state, labels by level and quality, failures by kind, and candidates where they are given."""
     from dftfactory.failures import EXPLANATIONS
     from dftfactory.launches import count_failures, count_fireworks
     from dftfactory.store import LabelStore
 
-    labels = {f"level {level}, {quality}": n for (level, quality), n in sorted(LabelStore(launchpad).count().items())}
+    found = sorted(LabelStore(launchpad).count(campaign).items())
     counts = {
         "Candidates": candidates or {},
-        "Fireworks": count_fireworks(launchpad),
-        "Labels": labels,
-        "Why Fireworks are FIZZLED": count_failures(launchpad),
+        "Fireworks": count_fireworks(launchpad, campaign),
+        "Labels": {f"level {level}, {quality}": n for (level, quality), n in found},
+        "Why Fireworks are FIZZLED": count_failures(launchpad, campaign),
     }
     console = make_console()
     for title, numbers in counts.items():
@@ -166,5 +168,6 @@ def _text(value: Any, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _number(number: int, what: str) -> str:
+def number_of(number: int, what: str) -> str:
+    """Return a number and what is counted: 1 label, 2 labels."""
     return f"{number} {what}{'' if number == 1 else 's'}"

@@ -147,7 +147,9 @@ def _from_error(run: RunFiles, error: ParserError) -> Diagnosis | None:
     diagonalized = run.text.iterations or "Starting wfcs are" in run.out
     if run.status in LAPACK_INFO and diagonalized and "Backtrace" not in run.err:
         return Diagnosis(Failure.DIAGONALIZATION, _how_it_ended(run, "the INFO of a LAPACK routine"))
-    if run.text.started is None and (0 < run.status < TIMED_OUT or run.status == 255):
+    # A launcher that was told to end before pw.x had begun ends with 1, too.
+    was_told = "Forwarding signal" in run.err
+    if run.text.started is None and not was_told and (0 < run.status < TIMED_OUT or run.status == 255):
         said = _first_words(run.err)
         ended = f"exit status {run.status} before pw.x said anything"
         return Diagnosis(Failure.ENVIRONMENT, ended + (f": {said}" if said else ""))

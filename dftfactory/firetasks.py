@@ -7,28 +7,45 @@ import errno
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fireworks import FiretaskBase, FWAction, explicit_serialize
 
 from dftfactory.claims import Claims, look_at, make_claim
-from dftfactory.errors import CalculationError, ClaimedError, ConfigError, LaunchPadError
+from dftfactory.errors import CalculationError, ClaimedError, ConfigError, DFTFactoryError, LaunchPadError
 from dftfactory.giving_up import details_of_softened
-from dftfactory.interrupts import ctrl_c_of_python
-from dftfactory.jobs import may_resume
-from dftfactory.labels import FORCE, FORCES_EXPLANATION, forces_above, make_label, write_label
+from dftfactory.interrupts import SOFT_SIGNALS, asked_to_stop, ctrl_c_of_python, soft_stops, waiting
+from dftfactory.jobs import has_time, may_resume
+from dftfactory.labels import FORCE, FORCES_EXPLANATION, forces_above, make_label, with_campaigns, write_label
 from dftfactory.launch_folders import claim_folder, find_label, find_unfinished, settle
+from dftfactory.limits import job_seconds
+from dftfactory.next_job import (
+    NEXT_JOB,
+    WALLTIME,
+    NextJob,
+    change_spec,
+    count_attempts,
+    given_up,
+    make_ready,
+    next_job,
+    wanted_job,
+)
 from dftfactory.offline import earlier_launch_dirs, give_zopen_its_mode
 from dftfactory.orphans import take_over_folder
 from dftfactory.patience import patiently
 from dftfactory.results import DFTResult
 from dftfactory.runner import QERunner
 from dftfactory.specification import Specification
+from dftfactory.start_folders import may_resume_starts
 from dftfactory.store import LabelStore, at_most, launchpad_errors
 
 if TYPE_CHECKING:
     from fireworks import LaunchPad
+
+# What the end of a launch may take when SIGKILL is near; what is not done then, `dftfactory reconcile` does.
+HURRY_SECONDS = 10.0
 
 
 @explicit_serialize
@@ -51,35 +68,71 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
         return cls(m_dict)
 
     def run_task(self, fw_spec: dict[str, Any]) -> FWAction:
-        """Compute the label, or find that it is already there."""
+        """Compute the label, or find that it is already there.
+
+        After SIGUSR1, SIGTERM or SIGHUP, and when the time of the job is over, the rocket ends here: `rlaunch
+        rapidfire` would go on with the next Firework.
+        """
         spec = Specification(fw_spec)
-        if self.launchpad is None or self.fw_id is None:  # offline: `dftfactory recover` stores what is on the disk
-            label, run_dir, unwritten = self._find_or_compute(spec, [Path.cwd(), *earlier_launch_dirs(Path.cwd())])
-            if unwritten is not None:
-                raise unwritten
-            return _action(label, run_dir)
-        with ctrl_c_of_python():
-            return self._run_online(spec, self.launchpad, self.fw_id)
+        with soft_stops():
+            if (
+                self.launchpad is None or self.fw_id is None
+            ):  # offline: `dftfactory recover` does what needs the database
+                label, run_dir, unwritten = self._find_or_compute(spec, [Path.cwd(), *earlier_launch_dirs(Path.cwd())])
+                if unwritten is not None:
+                    raise unwritten
+                return _action(label, run_dir)
+            with ctrl_c_of_python():
+                return self._run_to_the_end(spec, self.launchpad, self.fw_id)
+
+    def _run_to_the_end(self, spec: Specification, launchpad: LaunchPad, fw_id: int) -> FWAction:
+        """Run, and after a signal tell the LaunchPad the end before this rocket ends, too."""
+        try:
+            action = self._run_online(spec, launchpad, fw_id)
+        except DFTFactoryError as error:
+            if asked_to_stop() is not None:
+                with contextlib.suppress(Exception), at_most(HURRY_SECONDS):
+                    end_launch(launchpad, fw_id, fizzled(error), "FIZZLED")
+                _end_rocket()
+            raise
+        if asked_to_stop() is not None:
+            with contextlib.suppress(Exception), at_most(HURRY_SECONDS):
+                end_launch(launchpad, fw_id, action, "COMPLETED")
+            _end_rocket()
+        return action
 
     def _run_online(self, spec: Specification, launchpad: LaunchPad, fw_id: int) -> FWAction:
         """Claim the fingerprint, so that nobody else computes it meanwhile, and store the label."""
         claims, store, patience = Claims(launchpad), LabelStore(launchpad), spec.worker.database_seconds
         claim = make_claim(spec.fingerprint, fw_id, Path.cwd())
-        other = patiently(lambda: claims.take(claim), patience)
-        if other is not None:
-            return _linked(other, spec, fw_id)
         try:
-            label = patiently(lambda: store.get(spec.fingerprint), patience)
+            with waiting():
+                other = patiently(lambda: claims.take(claim), patience)
+            if other is not None:
+                return _linked(other, spec, fw_id)
+            with waiting():
+                label = patiently(lambda: store.get(spec.fingerprint), patience)
             if label is not None and spec.force is not None and label.get(FORCE) != spec.force:
                 patiently(lambda: store.set_aside([spec.fingerprint]), patience)
                 label = None
             if label is not None and label["quality"] == "exact":
                 _refuse_large_forces(label, spec)
+                patiently(partial(store.join_campaigns, label, spec.campaigns), patience)
                 return FWAction(stored_data={**summary_of(label), "reused": True})
             launch_dirs = [Path.cwd(), *patiently(lambda: _earlier_launch_dirs(launchpad, fw_id), patience)]
             label, run_dir, unwritten = self._find_or_compute(spec, launch_dirs, again=label is not None)
-            _store(label, run_dir, unwritten, store, patience)
+            with waiting():
+                _store(
+                    with_campaigns(label, spec.campaigns),
+                    run_dir,
+                    unwritten,
+                    store,
+                    HURRY_SECONDS if _is_urgent() else patience,
+                )
             return _action(label, run_dir)
+        except CalculationError as error:
+            _try_another_job(error, spec, claims, claim, launchpad, fw_id)
+            raise
         except (KeyboardInterrupt, SystemExit) as stop:
             number = _signal_of(stop)
             if number is not None:
@@ -97,7 +150,7 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
             # With patience: FireWorks drops the end of a task, and its failure, when the database is away just then.
             # A claim that cannot be given back goes with this process.
             with contextlib.suppress(LaunchPadError):
-                patiently(lambda: claims.give_back(claim), patience)
+                patiently(lambda: claims.give_back(claim), HURRY_SECONDS if _is_urgent() else patience)
 
     def _find_or_compute(
         self, spec: Specification, launch_dirs: list[Path], *, again: bool = False
@@ -113,7 +166,7 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
             run_dir = claim_folder(Path.cwd(), spec, self.fw_id)
         else:
             take_over_folder(run_dir, spec.calculation_id, self.fw_id)
-        label = _compute(spec, run_dir)
+        label = _compute(spec, run_dir, count_attempts(run_dir))
         try:
             write_label(run_dir, label)
         except OSError as error:
@@ -122,15 +175,23 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
         return label, run_dir, None
 
 
-def _compute(spec: Specification, run_dir: Path) -> dict[str, Any]:
+def _compute(spec: Specification, run_dir: Path, n_before: int) -> dict[str, Any]:
     runner = QERunner(spec.config, spec.worker, spec.md5)
     # Read before the run: afterwards a folder that has gone would cost the label.
     pseudopotentials = runner.pseudopotentials(spec.atoms)
-    if may_resume(run_dir):
-        result = runner.resume(run_dir, softened=True)
-    else:
-        result = runner.run(spec.atoms, run_dir, spec.calculation_id, softened=True)
-    return make_label(result, spec.fingerprint, spec.config, pseudopotentials, spec.force)
+    try:
+        if may_resume(run_dir):
+            result = runner.resume(run_dir, softened=True)
+        else:
+            goes_on = may_resume_starts(run_dir)
+            result = runner.run(spec.atoms, run_dir, spec.calculation_id, softened=True, goes_on=goes_on)
+    except CalculationError as error:
+        wanted = wanted_job(error, n_before, is_late=has_time(job_seconds(), spec.worker))
+        # Without resources more memory is for whoever queues it.
+        if wanted is not None and (wanted["reason"] == WALLTIME or spec.queue.get("resources")):
+            error.details[NEXT_JOB] = wanted
+        raise
+    return make_label(result, spec.fingerprint, spec.config, pseudopotentials, spec.force, spec.campaigns)
 
 
 def _store(label: dict[str, Any], run_dir: Path, unwritten: OSError | None, store: LabelStore, patience: float) -> None:
@@ -154,21 +215,88 @@ def _earlier_launch_dirs(launchpad: LaunchPad, fw_id: int) -> list[Path]:
     return [path for launch in launches if (path := Path(launch["launch_dir"])).is_dir()]
 
 
+def _try_another_job(
+    error: CalculationError,
+    spec: Specification,
+    claims: Claims,
+    claim: dict[str, Any],
+    launchpad: LaunchPad,
+    fw_id: int,
+) -> None:
+    """Set the Firework READY where another job helps; when that is one for lack of time, this rocket ends.
+
+    The record of the launch that lacked memory stays, as that of a failure; its Firework does not have it any more.
+    """
+    wanted = error.details.get(NEXT_JOB)
+    if wanted is None:
+        return
+    job = next_job(spec.queue, wanted)
+    if not job.is_ready:
+        patience = HURRY_SECONDS if wanted["reason"] == WALLTIME else spec.worker.database_seconds
+        patiently(lambda: change_spec(launchpad, fw_id, job), patience)
+        raise given_up(error, job) from error
+    if wanted["reason"] == WALLTIME:
+        _hand_back(claims, claim, launchpad, fw_id, job)
+        sys.stderr.write(f"{error.message}: Firework {fw_id} {job.said}, and this rocket ends\n")
+        _end_rocket()
+        return
+    # Where the database stays away, the error says what the next job should have, and `dftfactory recover` reads it.
+    with contextlib.suppress(LaunchPadError):
+        if patiently(lambda: claims.give_back(claim), spec.worker.database_seconds):
+            patiently(lambda: make_ready(launchpad, fw_id, job), spec.worker.database_seconds)
+
+
+def fizzled(error: DFTFactoryError) -> FWAction:
+    """Return what FireWorks keeps of an error."""
+    details = error.to_dict()
+    exception = {"_stacktrace": details["message"], "_details": details}
+    return FWAction(stored_data={"_message": "runtime error during task", "_exception": exception}, exit=True)
+
+
+def end_launch(launchpad: LaunchPad, fw_id: int, action: FWAction, state: str) -> None:
+    """Do what FireWorks would do after the task, for a Firework that is RUNNING."""
+    firework = launchpad.fireworks.find_one({"fw_id": fw_id, "state": "RUNNING"}, {"launches": 1})
+    if firework is not None and firework["launches"]:
+        launchpad.complete_launch(firework["launches"][-1], action, state)
+
+
 def _signal_of(stop: KeyboardInterrupt | SystemExit) -> int | None:
     """Return the signal that has stopped pw.x; None where somebody called sys.exit."""
     if isinstance(stop, KeyboardInterrupt):
         return signal.SIGINT
     number = stop.code - 128 if isinstance(stop.code, int) else None
-    return number if number in (signal.SIGTERM, signal.SIGHUP) else None
+    return number if number in SOFT_SIGNALS else None
 
 
-def _hand_back(claims: Claims, claim: dict[str, Any], launchpad: LaunchPad, fw_id: int) -> None:
+def _hand_back(
+    claims: Claims, claim: dict[str, Any], launchpad: LaunchPad, fw_id: int, job: NextJob | None = None
+) -> None:
     """Make the Firework READY for another rocket; FireWorks would make it FIZZLED."""
-    # A queue kills half a minute later; what is not done until then, `dftfactory reconcile` does.
-    with contextlib.suppress(Exception), at_most(10):
+    with contextlib.suppress(Exception), at_most(HURRY_SECONDS):
         # Else the Firework is with another rocket by now.
         if claims.give_back(claim):
-            launchpad.rerun_fw(fw_id)
+            make_ready(launchpad, fw_id, job or NextJob(True, "is READY again"))
+
+
+def _is_urgent() -> bool:
+    stop = asked_to_stop()
+    return stop is not None and stop.is_urgent
+
+
+def _end_rocket() -> None:
+    """End this process: by the signal that asks for it, or well, since it has done all that there was time for."""
+    stop = asked_to_stop()
+    if stop is not None and stop.is_urgent:
+        _die_of(stop.number)
+    _exit(0)
+
+
+def _exit(status: int) -> None:
+    """End this process, whose tasks FireWorks would go on with."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _die_of(number: int) -> None:

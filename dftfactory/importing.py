@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.db.core import Database, bytes_to_object, check, object_to_bytes
 from ase.io import iread
 
-from dftfactory.candidates import OUTCOME_KEYS, checked_calculation_id, claim
+from dftfactory.candidates import OUTCOME_KEYS, checked_calculation_id, claim, keys_of_rows
 from dftfactory.database import database_errors, database_name, open_candidates, transaction
 from dftfactory.errors import CandidateError
 from dftfactory.inputs import too_many_atoms
@@ -81,11 +81,10 @@ def import_structures(structure_file: Path, database_path: Path) -> tuple[int, i
 def _import_frames(structure_file: Path, db: Database) -> tuple[int, int]:
     digests = set()
     owners: dict[str, int] = {}
-    with database_errors(db):
-        for row in db.select(columns=["id", "key_value_pairs"], include_data=False):
-            digests.add(row.key_value_pairs.get("digest"))
-            if "calculation_id" in row.key_value_pairs:
-                owners[str(row.calculation_id)] = row.id
+    for row_id, row_keys in keys_of_rows(db):
+        digests.add(row_keys.get("digest"))
+        if "calculation_id" in row_keys:
+            owners[str(row_keys["calculation_id"])] = row_id
 
     n_imported = 0
     n_frames = 0

@@ -20,23 +20,19 @@ from dftfactory.history import (
     has_history,
     read_history,
     remove_traces,
-    write_history,
 )
 from dftfactory.inputs import change_pw_input
-from dftfactory.interrupts import postponed_signals
-from dftfactory.limits import memory_limit, seconds_left
+from dftfactory.interrupts import asked_to_stop, postponed_signals
+from dftfactory.limits import seconds_left
 from dftfactory.parsers import read_pw_output
 from dftfactory.scratch import is_scratch, make_scratch, release, take
-from dftfactory.sessions import EXIT, RUN_DIR, seconds_used
+from dftfactory.sessions import RUN_DIR
 from dftfactory.sessions import PwProcess as PwProcess
-from dftfactory.watch import Output, Silence, Verdict, Watch
+from dftfactory.supervision import Supervision, note
 
-# What pw.x leaves to itself at the end of the job's time, to end its iteration, to compute forces and stress of an SCF
-# that has just converged, and to write its state: on a slow file system a minute, and more for a long run, which is
-# of a large cell.
-MARGIN_SECONDS, MARGIN_SHARE = 60.0, 0.05
-# A run with less than this to go would hardly come to its first iteration.
-SHORTEST_RUN = 60.0
+# What pw.x leaves to itself at the end of the job's time, at the least `margin_seconds` of the worker: a long run is of
+# a large cell.
+MARGIN_SHARE = 0.05
 # Exit status of an attempt whose time was over before it began; `timeout` has the same.
 NO_TIME = 124
 
@@ -62,7 +58,8 @@ class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
         """Argument list of the present attempt."""
         layout = current_parameters(Path(directory)) if has_history(Path(directory)) else {}
         cores = layout.get("parallel_cores", self.worker.parallel_cores)
-        return self.worker.command(cores, layout.get("npool", self.worker.npool))
+        npool = layout.get("npool", self.worker.npool)
+        return self.worker.command(cores, 1 if npool == "auto" else npool, layout.get("ndiag"))
 
     def run(self, directory: str = "./") -> PwProcess | None:
         """Start pw.x; None when it cannot be started, with the reason in pw.err and exit status 127.
@@ -80,11 +77,13 @@ class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
         with (folder / "pw.out").open("wb") as out, (folder / "pw.err").open("wb") as err:
             try:
                 self._prepare_outdir(folder)
+                supervision = Supervision(folder, self.worker) if has_history(folder) else None
                 with postponed_signals():
                     self.process = PwProcess(
                         command,
                         folder / "exit_status",
-                        _Supervision(folder, self.worker) if has_history(folder) else None,
+                        supervision,
+                        None if supervision is None else supervision.ended,
                         cwd=folder,
                         stdin=subprocess.DEVNULL,
                         stdout=out,
@@ -136,9 +135,11 @@ class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
 
     def _limit_time(self, folder: Path) -> None:
         """Write max_seconds: the user's own limit, or what the job has left where that is less."""
+        if (stop := asked_to_stop()) is not None:
+            _refuse_to_start(folder, f"{stop.name} came, and nothing more is started", signal=stop.name)
         left = seconds_left()
-        usable = None if left is None else left - max(MARGIN_SECONDS, MARGIN_SHARE * left)
-        if left is not None and usable is not None and usable < SHORTEST_RUN:
+        usable = None if left is None else left - max(self.worker.margin_seconds, MARGIN_SHARE * left)
+        if not has_time(left, self.worker):
             _refuse_to_start(folder, f"the job ends in {left:.0f} s, too soon to start pw.x")
         own = self.worker.max_seconds
         limit = min((float(seconds) for seconds in (own, usable) if seconds is not None), default=None)
@@ -153,55 +154,13 @@ class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
             change_pw_input(path, {"max_seconds": limit})
 
 
-class _Supervision:
-    """Looks at one attempt and acts on what it sees: the failure is on record before anything is done about it."""
-
-    def __init__(self, folder: Path, worker: WorkerConfig) -> None:
-        self.folder = folder
-        self.programs = worker.model_copy(update={"mpi_command": None}).command(1, 1)
-        early_stop = read_history(folder)["prescribed"].get("early_stop", True)
-        output = Output(memory_limit(worker.memory_mb), early_stop=early_stop)
-        self.watch = Watch(folder / "pw.out", output, Silence(worker.hang_seconds))
-        self.asked_to_stop = False
-
-    def __call__(self, process: PwProcess) -> float:
-        """Look once; return the seconds until the next time."""
-        verdict = self.watch.look(lambda: seconds_used(process.pid, self.programs))
-        if verdict is not None:
-            self._act(verdict, process)
-        elif self.asked_to_stop and self.watch.output.converged:
-            self._take_back()
-        return self.watch.interval
-
-    def _act(self, verdict: Verdict, process: PwProcess) -> None:
-        # A full disk takes the record. The run is stopped all the same, unless that needs a file, too.
-        with contextlib.suppress(OSError, ParserError):
-            note(self.folder, stopped={"failure": verdict.failure.value, "evidence": verdict.evidence})
-            if verdict.softly:
-                self.asked_to_stop = True
-                # pw.x looks for it here and in outdir, which may be on another disk.
-                (self.folder / EXIT).touch()
-        if not verdict.softly:
-            process.stop()
-
-    def _take_back(self) -> None:
-        """Let a run finish that has converged in the very iteration after which it was to stop."""
-        self.asked_to_stop = False
-        with contextlib.suppress(OSError, ParserError):
-            (self.folder / EXIT).unlink(missing_ok=True)
-            history = read_history(self.folder)
-            history["attempts"][-1].pop("stopped", None)
-            write_history(self.folder, history)
+def has_time(seconds: float | None, worker: WorkerConfig) -> bool:
+    """Whether pw.x can do something in so many seconds of a job; None stands for no limit."""
+    # A run that is shorter than its end would hardly come to its first iteration.
+    return seconds is None or seconds >= 2 * worker.margin_seconds
 
 
-def note(run_dir: Path, **facts: Any) -> None:
-    """Record facts of the present attempt."""
-    history = read_history(run_dir)
-    history["attempts"][-1] |= facts
-    write_history(run_dir, history)
-
-
-def _refuse_to_start(folder: Path, evidence: str) -> None:
+def _refuse_to_start(folder: Path, evidence: str, **facts: str) -> None:
     """Leave what an attempt leaves that had no time, and stop custodian: no handler can help, another job can."""
     (folder / "pw.out").touch()
     (folder / "exit_status").write_text(f"{NO_TIME}\n", encoding="utf-8")
@@ -209,7 +168,7 @@ def _refuse_to_start(folder: Path, evidence: str) -> None:
         failure = Failure.WALLTIME
         note(folder, stopped={"failure": failure.value, "evidence": evidence})
         explanation = EXPLANATIONS[failure]
-        close_attempt(folder, failure.value, evidence=evidence, explanation=explanation, exit_status=NO_TIME)
+        close_attempt(folder, failure.value, evidence=evidence, explanation=explanation, exit_status=NO_TIME, **facts)
     raise NonRecoverableError(evidence, raises=True, handler=None)
 
 
@@ -240,8 +199,8 @@ def may_resume(run_dir: Path) -> bool:
 def next_parameters(attempt: dict[str, Any]) -> dict[str, Any]:
     """Parameters with which a calculation goes on whose last attempt had no time (left)."""
     parameters: dict[str, Any] = attempt["parameters"]
-    never_began = attempt.get("exit_status") == NO_TIME
-    return parameters if never_began else {**parameters, "restart_mode": "restart"}
+    left_nothing = attempt.get("exit_status") == NO_TIME or attempt.get("saved") is False
+    return parameters if left_nothing else {**parameters, "restart_mode": "restart"}
 
 
 def _goes_on(parameters: dict[str, Any]) -> bool:

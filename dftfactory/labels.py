@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +130,7 @@ def make_label(
     config: DFTConfig,
     pseudopotentials: Mapping[str, Pseudopotential],
     force: str | None = None,
+    campaigns: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return the record of one label: what it is (`fingerprint` is its name), how it was obtained, and the result."""
     from ase.formula import Formula
@@ -151,7 +152,14 @@ def make_label(
         "created_on": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dftfactory": __version__,
         **({} if force is None else {FORCE: force}),
+        **({"campaigns": sorted(campaigns)} if campaigns else {}),
     }
+
+
+def with_campaigns(label: Mapping[str, Any], campaigns: Iterable[str]) -> dict[str, Any]:
+    """Return a label that belongs to more campaigns."""
+    names = sorted({*label.get("campaigns", ()), *campaigns})
+    return {**label, **({"campaigns": names} if names else {})}
 
 
 def misfit(label: Mapping[str, Any], atoms: Atoms) -> str | None:

@@ -18,6 +18,7 @@ from dftfactory.labels import CALCULATION_ID, FORCE, LENGTH_TOLERANCE, read_labe
 from dftfactory.moments import MOMENT_TOLERANCE, starting_moments
 from dftfactory.orphans import end_orphans, is_rocket_dead, living_in, rocket_of, take_folder
 from dftfactory.specification import Specification
+from dftfactory.start_folders import may_resume_starts
 
 
 def own_folders(launch_dir: Path, calculation_id: str) -> Iterator[Path]:
@@ -75,7 +76,11 @@ def settle(launch_dirs: Iterable[Path], spec: Specification) -> None:
 def find_unfinished(launch_dirs: Iterable[Path], spec: Specification) -> Path | None:
     """Find an earlier launch of this very calculation whose time was over, and whose state is there to go on from."""
     folders = earlier_folders(launch_dirs, spec.calculation_id)
-    return next((folder for folder in folders if may_resume(folder) and _has_begun(folder, spec)), None)
+    return next((folder for folder in folders if _may_go_on(folder) and _has_begun(folder, spec)), None)
+
+
+def _may_go_on(folder: Path) -> bool:
+    return may_resume(folder) or may_resume_starts(folder)
 
 
 def claim_folder(launch_dir: Path, spec: Specification, fw_id: int | None) -> Path:
@@ -91,7 +96,9 @@ def claim_folder(launch_dir: Path, spec: Specification, fw_id: int | None) -> Pa
 
 def _has_begun(folder: Path, spec: Specification) -> bool:
     """Whether the calculation of the specification is the one in a folder; the name alone does not tell."""
-    prescribed, begun = read_history(folder)["prescribed"], read_pw_input(folder / "pw.in")
+    # Of several starts the first one is that of the history above them.
+    first = folder if (folder / "pw.in").is_file() else folder / "start_0"
+    prescribed, begun = read_history(folder)["prescribed"], read_pw_input(first / "pw.in")
     moments, began_from = starting_moments(spec.atoms, spec.config.magnetism), prescribed.get("starting_moments")
     return bool(
         prescribed.get("label_parameters") == spec.config.label_parameters()

@@ -6,11 +6,14 @@ import contextlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from dftfactory.claims import COLLECTION as CLAIMS
 from dftfactory.labels import FORCE
+from dftfactory.resources import ASKED
 from dftfactory.store import launchpad_errors
 
 if TYPE_CHECKING:
@@ -18,10 +21,15 @@ if TYPE_CHECKING:
 
 # Nothing more will happen to such a Firework by itself.
 OVER = ("COMPLETED", "FIZZLED", "DEFUSED", "ARCHIVED")
+LIVE = ("PAUSED", "WAITING", "READY", "RESERVED", "RUNNING")
 # What an error's details say beside its message and its failure.
 _FACTS = ("level", "evidence", "explanation")
-# Query of the Fireworks that run RunDFT.
-OURS = {"spec.fingerprint": {"$exists": True}}
+# Keys of a specification that say how a label is computed, and not which.
+_WAY = ("config", "pseudopotentials")
+# Query of the Fireworks that run RunDFT: those with a fingerprint. Not `$exists`, for which no index has bounds.
+OURS = {"spec.fingerprint": {"$gt": ""}}
+# Ids in one query: a request is limited to 16 MB.
+_PAGE = 5000
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class FireworkState:
 
     fw_id: int
     state: str
+    campaigns: tuple[str, ...] = ()
 
     @property
     def is_over(self) -> bool:
@@ -45,7 +54,7 @@ def find_fireworks(launchpad: LaunchPad, fingerprints: Iterable[str]) -> dict[st
     """
     found = launchpad.fireworks.find(
         {"spec.fingerprint": {"$in": list(fingerprints)}},
-        {"_id": 0, "fw_id": 1, "state": 1, "spec.fingerprint": 1},
+        {"_id": 0, "fw_id": 1, "state": 1, "spec.fingerprint": 1, "spec.campaigns": 1},
     )
 
     def rank(entry: dict[str, Any]) -> tuple[bool, bool, bool, int]:
@@ -53,7 +62,12 @@ def find_fireworks(launchpad: LaunchPad, fingerprints: Iterable[str]) -> dict[st
         return state not in OVER, state == "FIZZLED", state != "COMPLETED", entry["fw_id"]
 
     best_last = sorted(found, key=rank)
-    return {entry["spec"]["fingerprint"]: FireworkState(entry["fw_id"], entry["state"]) for entry in best_last}
+    return {
+        entry["spec"]["fingerprint"]: FireworkState(
+            entry["fw_id"], entry["state"], tuple(entry["spec"].get("campaigns", ()))
+        )
+        for entry in best_last
+    }
 
 
 def add_workflows(launchpad: LaunchPad, workflows: list[Workflow]) -> None:
@@ -70,15 +84,15 @@ def add_workflows(launchpad: LaunchPad, workflows: list[Workflow]) -> None:
 
 
 def run_again(launchpad: LaunchPad, firework: FireworkState, workflow: Workflow) -> None:
-    """Set a Firework that is over to run once more, with the numerical parameters of `workflow`.
+    """Set a Firework that is over to run once more, with the numerical parameters and resources of `workflow`.
 
     The fingerprint is the same, so it is the same label; the way to it may be what the user has changed.
     """
     spec = workflow.fws[0].spec
-    launchpad.fireworks.update_one(
-        {"fw_id": firework.fw_id, "state": firework.state},
-        {"$set": {f"spec.{key}": spec[key] for key in ("config", "pseudopotentials", FORCE) if key in spec}},
-    )
+    changes = {"$set": {f"spec.{key}": spec[key] for key in (*_WAY, *ASKED, FORCE) if key in spec}}
+    # The jobs that it has had do not count any more; and what it asked of another cluster does not hold.
+    old = {f"spec.{key}": "" for key in ("jobs", *ASKED) if key not in spec}
+    launchpad.fireworks.update_one({"fw_id": firework.fw_id, "state": firework.state}, {**changes, "$unset": old})
     if firework.state == "DEFUSED":
         launchpad.reignite_fw(firework.fw_id)  # to what it was before, which may be FIZZLED
     launchpad.rerun_fw(firework.fw_id)
@@ -90,9 +104,35 @@ def ask_for_new_label(launchpad: LaunchPad, firework: FireworkState, workflow: W
     launchpad.fireworks.update_one({"fw_id": firework.fw_id, "state": "READY"}, {"$set": {f"spec.{FORCE}": wish}})
 
 
+def ours(campaign: str | None) -> dict[str, Any]:
+    """Return the query of our Fireworks, or of those of one campaign: only ours are in any."""
+    return OURS if campaign is None else {"spec.campaigns": campaign}
+
+
 def index_fingerprints(launchpad: LaunchPad) -> None:
-    """Create the index that all our queries for Fireworks need; those of `lpad add` come without it."""
+    """Create the indexes that our queries need beside those that FireWorks makes; safe to repeat.
+
+    `lpad add` comes without it.
+    """
     launchpad.fireworks.create_index("spec.fingerprint")
+    launchpad.fireworks.create_index([("state", 1), ("spec.fingerprint", 1)])
+    launchpad.fireworks.create_index([("spec.campaigns", 1), ("state", 1)])
+    launchpad.workflows.create_index("metadata.fingerprint")
+    launchpad.workflows.create_index("locked", sparse=True)
+    # Claims are found by their fingerprint without.
+    launchpad.db[CLAIMS].create_index("fw_id")
+    # FireWorks has none here.
+    launchpad.offline_runs.create_index("launch_id")
+    launchpad.offline_runs.create_index([("completed", 1), ("deprecated", 1)])
+
+
+def join_campaign(launchpad: LaunchPad, campaign: str, fingerprints: Iterable[str]) -> None:
+    """Let Fireworks and workflows belong to one more campaign."""
+    names = list(fingerprints)
+    for collection, where in ((launchpad.workflows, "metadata"), (launchpad.fireworks, "spec")):
+        collection.update_many(
+            {f"{where}.fingerprint": {"$in": names}}, {"$addToSet": {f"{where}.campaigns": campaign}}
+        )
 
 
 def find_reasons(launchpad: LaunchPad, fireworks: Iterable[FireworkState]) -> dict[int, dict[str, Any]]:
@@ -101,7 +141,7 @@ def find_reasons(launchpad: LaunchPad, fireworks: Iterable[FireworkState]) -> di
     Two queries.
     """
     states = {firework.fw_id: firework.state for firework in fireworks}
-    last_launch = _last_launches(launchpad, {"fw_id": {"$in": list(states)}})
+    last_launch = dict(_last_launches(launchpad, {"fw_id": {"$in": list(states)}}))
     keys = (*(f"_details.{name}" for name in ("message", *_FACTS)), "_stacktrace")
     exceptions = dict(_exceptions(launchpad, list(last_launch.values()), *keys))
     return {
@@ -110,27 +150,32 @@ def find_reasons(launchpad: LaunchPad, fireworks: Iterable[FireworkState]) -> di
 
 
 @launchpad_errors()
-def count_fireworks(launchpad: LaunchPad) -> dict[str, int]:
-    """Return the number of our Fireworks by state; states that have none are left out."""
+def count_fireworks(launchpad: LaunchPad, campaign: str | None = None) -> dict[str, int]:
+    """Return the number of our Fireworks, or of those of one campaign, by state; states that have none are left out."""
+    # With the states, MongoDB counts in the index and reads no Firework.
+    query = {"state": {"$in": [*OVER, *LIVE]}, **ours(campaign)}
     groups = launchpad.fireworks.aggregate(
-        [{"$match": OURS}, {"$group": {"_id": "$state", "number": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
+        [{"$match": query}, {"$group": {"_id": "$state", "number": {"$sum": 1}}}, {"$sort": {"_id": 1}}]
     )
     return {str(group["_id"]): int(group["number"]) for group in groups}
 
 
 @launchpad_errors()
-def count_failures(launchpad: LaunchPad) -> dict[str, int]:
-    """Return the number of FIZZLED Fireworks by failure, the most frequent first. Two queries."""
-    last_launch = _last_launches(launchpad, {**OURS, "state": "FIZZLED"})
-    failures = Counter(_failure(exception) for _, exception in _exceptions(launchpad, list(last_launch.values())))
-    failures["UNKNOWN"] += len(last_launch) - failures.total()
+def count_failures(launchpad: LaunchPad, campaign: str | None = None) -> dict[str, int]:
+    """Return the number of FIZZLED Fireworks by failure, the most frequent first. Two queries for up to 5,000."""
+    failures: Counter[str] = Counter()
+    last_launches = _last_launches(launchpad, {"state": "FIZZLED", **ours(campaign)})
+    while page := [launch_id for _, launch_id in islice(last_launches, _PAGE)]:
+        known = Counter(_failure(exception) for _, exception in _exceptions(launchpad, page))
+        failures += known
+        failures["UNKNOWN"] += len(page) - known.total()
     return dict((+failures).most_common())
 
 
-def _last_launches(launchpad: LaunchPad, query: dict[str, Any]) -> dict[int, int]:
-    """Firework id → id of its last launch, -1 for one that was never launched."""
-    found = launchpad.fireworks.find(query, {"_id": 0, "fw_id": 1, "launches": 1})
-    return {entry["fw_id"]: max(entry.get("launches") or [-1]) for entry in found}
+def _last_launches(launchpad: LaunchPad, query: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Firework id and the id of its last launch, -1 for one that was never launched."""
+    for entry in launchpad.fireworks.find(query, {"_id": 0, "fw_id": 1, "launches": 1}):
+        yield entry["fw_id"], max(entry.get("launches") or [-1])
 
 
 def _exceptions(launchpad: LaunchPad, launch_ids: list[int], *more: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -35,6 +35,12 @@ def seconds_left() -> float | None:
     return max(0.0, end - time.time())
 
 
+def job_seconds() -> float | None:
+    """Seconds of this job in all, those that are over included; None where `seconds_left` is."""
+    left, age = seconds_left(), _age_of_session()
+    return None if left is None else left + (age or 0.0)
+
+
 def memory_limit(configured: float | None = None) -> float | None:
     """MB (2**20 bytes) that the calculations of this job may use on this node together.
 

@@ -13,7 +13,8 @@ from dftfactory.errors import DFTFactoryError, LaunchPadError, ParserError
 from dftfactory.firetasks import only_softened, summary_of
 from dftfactory.labels import FORCE, LABEL_FILE, forces_above, misfit, read_label, structure_from_dict
 from dftfactory.launch_folders import earlier_folders
-from dftfactory.launches import OURS, index_fingerprints
+from dftfactory.launches import OURS, index_fingerprints, ours
+from dftfactory.next_job import give_wanted_jobs
 from dftfactory.offline import bring_all_home, find_offline_launches
 from dftfactory.store import LabelStore, launchpad_errors
 
@@ -29,16 +30,19 @@ _ODD = (DFTFactoryError, LookupError, TypeError, RuntimeError)
 
 @dataclass
 class RecoverSummary:
-    """What was found on the disk: numbers of label files, and of Fireworks that are COMPLETED now."""
+    """What was found on the disk: numbers of label files, of Fireworks that are COMPLETED now, and READY again."""
 
     found: int = 0
     stored: int = 0
     completed: int = 0
+    ready: int = 0
     problems: list[str] = field(default_factory=list)
 
 
 @launchpad_errors()
-def recover_labels(launchpad: LaunchPad, folders: Iterable[Path] | None = None) -> RecoverSummary:
+def recover_labels(
+    launchpad: LaunchPad, folders: Iterable[Path] | None = None, campaign: str | None = None
+) -> RecoverSummary:
     """Store the labels that are on the disk, and set their Fireworks COMPLETED; safe to repeat.
 
     Parameters
@@ -47,6 +51,8 @@ def recover_labels(launchpad: LaunchPad, folders: Iterable[Path] | None = None) 
         Where the labels belong.
     folders
         Searched with all folders below them; where absent, the launch folders of the Fireworks that have no label.
+    campaign
+        Only the launch folders of this campaign's Fireworks; does not count where `folders` are given.
 
     Raises
     ------
@@ -57,7 +63,7 @@ def recover_labels(launchpad: LaunchPad, folders: Iterable[Path] | None = None) 
     store.prepare()
     index_fingerprints(launchpad)
     summary = RecoverSummary()
-    for folder in _launch_folders(launchpad, store) if folders is None else _search(folders, summary):
+    for folder in _launch_folders(launchpad, store, campaign) if folders is None else _search(folders, summary):
         try:
             recover_label(launchpad, store, folder, summary)
         except _ODD as error:
@@ -66,6 +72,7 @@ def recover_labels(launchpad: LaunchPad, folders: Iterable[Path] | None = None) 
             summary.problems.append(f"{folder / LABEL_FILE}: its Firework is odd ({error}); submit the structure again")
     completed, problems = bring_all_home(launchpad, lambda fw_id: complete_from_store(launchpad, store, fw_id))
     summary.completed += completed + complete_labelled(launchpad, store)
+    summary.ready = give_wanted_jobs(launchpad)
     summary.problems += problems
     return summary
 
@@ -170,9 +177,10 @@ def _put_right(launchpad: LaunchPad, firework: dict[str, Any], label: dict[str, 
     return False
 
 
-def _launch_folders(launchpad: LaunchPad, store: LabelStore) -> Iterator[Path]:
+def _launch_folders(launchpad: LaunchPad, store: LabelStore, campaign: str | None) -> Iterator[Path]:
     """Run folders of all launches of Fireworks without a label, as far as this machine can see them."""
-    found = launchpad.fireworks.find(OURS, {"_id": 0, "fw_id": 1, "spec.fingerprint": 1, "spec.calculation_id": 1})
+    keys = {"_id": 0, "fw_id": 1, "spec.fingerprint": 1, "spec.calculation_id": 1}
+    found = launchpad.fireworks.find(ours(campaign), keys)
     specs = {firework["fw_id"]: firework["spec"] for firework in found}
     labelled = store.fingerprints()
     wanted = {fw_id: spec["calculation_id"] for fw_id, spec in specs.items() if spec["fingerprint"] not in labelled}

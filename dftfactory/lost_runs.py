@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.claims import Claims, Life, life_of_job, look_at
-from dftfactory.errors import ClaimedError, DFTFactoryError, LaunchPadAwayError
+from dftfactory.errors import CalculationError, ClaimedError, DFTFactoryError, LaunchPadAwayError
+from dftfactory.firetasks import end_launch, fizzled
+from dftfactory.job_ends import end_of_job
+from dftfactory.jobs import may_resume
 from dftfactory.launch_folders import earlier_folders
-from dftfactory.launches import OURS, index_fingerprints
+from dftfactory.launches import index_fingerprints, ours
 from dftfactory.lost_labels import (
     RecoverSummary,
     complete_from_store,
@@ -21,9 +24,18 @@ from dftfactory.lost_labels import (
     recover_label,
     recover_offline,
 )
+from dftfactory.next_job import (
+    NextJob,
+    change_spec,
+    give_wanted_jobs,
+    given_up,
+    lost_job,
+    make_ready,
+    next_job,
+)
 from dftfactory.offline import close, find_offline_launches
 from dftfactory.orphans import end_orphans, is_rocket_dead, living_in, rocket_of
-from dftfactory.owners import is_alive, this_host
+from dftfactory.owners import this_host
 from dftfactory.queues import JobAnswer, job_states, reserved_job
 from dftfactory.repairs import repair
 from dftfactory.sessions import python_in
@@ -98,12 +110,12 @@ class _Run:
 
     @property
     def job(self) -> dict[str, Any] | None:
-        """The job to ask for where the process is out of sight."""
+        """The job to ask for: whether it lives where the process is out of sight, and else how it has ended."""
         if self.is_offline and (noted := self._noted_job()) is not None:
             return noted
         if self.is_reserved or self.is_offline:
             return None if self.reservation_id is None else reserved_job(self.reservation_id, self.launch_dir)
-        return None if self.claim is None or is_alive(self.claim["owner"]) is not None else self.claim.get("job")
+        return None if self.claim is None else self.claim.get("job")
 
     def _noted_job(self) -> dict[str, Any] | None:
         """Return the job that an offline rocket has noted: it says its cluster, which a reservation does not."""
@@ -113,7 +125,7 @@ class _Run:
 
 @launchpad_errors()
 def reconcile(
-    launchpad: LaunchPad, *, gone: Collection[str] = (), dry_run: bool = False
+    launchpad: LaunchPad, *, gone: Collection[str] = (), dry_run: bool = False, campaign: str | None = None
 ) -> tuple[list[Finding], list[str]]:
     """Compare RUNNING and RESERVED Fireworks with the process table and the queue, and set right those that are lost.
 
@@ -128,6 +140,8 @@ def reconcile(
         Names of machines that are known to be gone for good, so that nothing can run there.
     dry_run
         Look only.
+    campaign
+        Look at the runs of this campaign only; what is repaired besides belongs to all.
 
     Returns
     -------
@@ -144,7 +158,7 @@ def reconcile(
     if not dry_run:
         # Offline rockets that have ended since are no lost runs.
         recover_offline(launchpad)
-    runs = _runs(launchpad)
+    runs = _runs(launchpad, campaign)
     answers = job_states({run.fw_id: job for run in runs if (job := run.job) is not None})
     findings = []
     for run in runs:
@@ -152,14 +166,20 @@ def reconcile(
         if not dry_run and life.alive is None and _has_its_label(launchpad, run):
             finding = Finding(run.fw_id, run.calculation_id, run.host, Fate.COMPLETED, "its label is stored")
         elif life.alive is False and not dry_run:
-            finding = _try_to_set_right(launchpad, run, life)
+            finding = _try_to_set_right(launchpad, run, life, answers.get(run.fw_id))
         else:
             fate = {True: Fate.LIVES, False: Fate.LOST, None: Fate.UNKNOWN}[life.alive]
             finding = Finding(run.fw_id, run.calculation_id, run.host, fate, life.evidence)
         findings.append(finding)
     if not dry_run:
         if labelled := complete_labelled(launchpad, LabelStore(launchpad)):
-            repaired.append(f"set {labelled} FIZZLED Fireworks COMPLETED whose label is stored")
+            repaired.append(
+                f"set {labelled} FIZZLED Firework{'' if labelled == 1 else 's'} COMPLETED whose label is stored"
+            )
+        if wanted := give_wanted_jobs(launchpad):
+            repaired.append(
+                f"set {wanted} FIZZLED Firework{'' if wanted == 1 else 's'} READY that had asked for another job"
+            )
         _give_back_claims_of_the_dead(launchpad)
     return findings, repaired
 
@@ -173,9 +193,10 @@ def _give_back_claims_of_the_dead(launchpad: LaunchPad) -> None:
             claims.give_back(claim)
 
 
-def _runs(launchpad: LaunchPad) -> list[_Run]:
-    keys = {"_id": 0, "fw_id": 1, "state": 1, "launches": 1, "updated_on": 1, "spec.calculation_id": 1}
-    fireworks = list(launchpad.fireworks.find({**OURS, "state": {"$in": ["RUNNING", "RESERVED"]}}, keys))
+def _runs(launchpad: LaunchPad, campaign: str | None) -> list[_Run]:
+    of_spec = {f"spec.{key}": 1 for key in ("calculation_id", "resources", "jobs")}
+    keys = {"_id": 0, "fw_id": 1, "state": 1, "launches": 1, "updated_on": 1, **of_spec}
+    fireworks = list(launchpad.fireworks.find({**ours(campaign), "state": {"$in": ["RUNNING", "RESERVED"]}}, keys))
     claims = Claims(launchpad).of_fireworks(firework["fw_id"] for firework in fireworks)
     # Also one that the Firework does not have yet: its rocket was killed while it took it.
     found = launchpad.launches.find({"fw_id": {"$in": [firework["fw_id"] for firework in fireworks]}}, {"_id": 0})
@@ -230,13 +251,13 @@ def _has_its_label(launchpad: LaunchPad, run: _Run) -> bool:
     return lone and complete_from_store(launchpad, LabelStore(launchpad), run.fw_id)
 
 
-def _try_to_set_right(launchpad: LaunchPad, run: _Run, life: Life) -> Finding:
+def _try_to_set_right(launchpad: LaunchPad, run: _Run, life: Life, answer: JobAnswer | None) -> Finding:
     """Set one run right; an odd Firework keeps nobody from the others."""
     from fireworks.core.launchpad import LockedWorkflowError
 
     odd = (DFTFactoryError, LockedWorkflowError, RuntimeError, LookupError, ValueError, TypeError)
     try:
-        return _set_right(launchpad, run, life)
+        return _set_right(launchpad, run, life, answer)
     except LaunchPadAwayError:
         raise
     except odd as error:
@@ -244,8 +265,8 @@ def _try_to_set_right(launchpad: LaunchPad, run: _Run, life: Life) -> Finding:
         return Finding(run.fw_id, run.calculation_id, run.host, Fate.BLOCKED, said)
 
 
-def _set_right(launchpad: LaunchPad, run: _Run, life: Life) -> Finding:
-    """Bring a lost run to its end: COMPLETED when its label is on the disk, else READY."""
+def _set_right(launchpad: LaunchPad, run: _Run, life: Life, answer: JobAnswer | None) -> Finding:
+    """Bring a lost run to its end: COMPLETED when its label is on the disk, else READY, or FIZZLED for good."""
     done = _end_orphans(run)
     if not run.launch_dir.is_dir():
         done.append(f"its folder {run.launch_dir} is not to be seen from here")
@@ -263,13 +284,41 @@ def _set_right(launchpad: LaunchPad, run: _Run, life: Life) -> Finding:
     elif _has_gone_on(launchpad, run):  # another `reconcile` was faster
         return went_on
     else:
-        launchpad.rerun_fw(run.fw_id)
-        fate = Fate.READY
+        job = _next_job(run, answer)
+        done.append(job.said)
+        fate = Fate.READY if job.is_ready else Fate.FIZZLED
+        if job.is_ready:
+            make_ready(launchpad, run.fw_id, job)
+        else:
+            _give_up(launchpad, run, job, life.evidence if answer is None else answer.said)
     if run.is_offline:
         close(launchpad, run.launch["launch_id"])
     if run.claim is not None:
         Claims(launchpad).give_back(run.claim)
-    return Finding(run.fw_id, run.calculation_id, run.host, fate, "; ".join([life.evidence, *done, *summary.problems]))
+    return Finding(
+        run.fw_id,
+        run.calculation_id,
+        run.host,
+        fate,
+        "; ".join([life.evidence, *filter(None, done), *summary.problems]),
+    )
+
+
+def _next_job(run: _Run, answer: JobAnswer | None) -> NextJob:
+    """Return what the next job is to have where the last one ended for lack of time or memory."""
+    may_go_on = any(may_resume(folder) for folder in earlier_folders([run.launch_dir], run.calculation_id))
+    # A job that was cancelled while it waited has done nothing.
+    end = "" if run.is_reserved and not run.is_offline else end_of_job(answer, run.job, run.launch_dir)
+    wanted = lost_job(end, may_go_on=may_go_on)
+    return NextJob(True, "") if wanted is None else next_job(run.firework["spec"], wanted)
+
+
+def _give_up(launchpad: LaunchPad, run: _Run, job: NextJob, evidence: str) -> None:
+    """Set a Firework FIZZLED, with a record of why."""
+    change_spec(launchpad, run.fw_id, job)
+    facts = {"calculation_id": run.calculation_id, "failure": job.reason, "evidence": evidence}
+    error = given_up(CalculationError("", **facts, run_dir=str(run.launch_dir)), job)
+    end_launch(launchpad, run.fw_id, fizzled(error), "FIZZLED")
 
 
 def _has_gone_on(launchpad: LaunchPad, run: _Run) -> bool:

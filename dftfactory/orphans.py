@@ -12,10 +12,11 @@ from typing import Any
 from dftfactory.errors import ClaimedError, ParserError
 from dftfactory.failures import Failure
 from dftfactory.history import HISTORY, close_attempt, read_history, write_atomically
-from dftfactory.jobs import clean_up, keep_state, may_resume, note
+from dftfactory.jobs import clean_up, keep_state, may_resume
 from dftfactory.owners import is_alive, this_process
 from dftfactory.queues import JobState, job_state, own_job
 from dftfactory.sessions import EXIT, SECONDS_TO_DIE, pw_sessions, session_members, signal_session
+from dftfactory.supervision import note
 
 # What pw.x gets to end its iteration and to save: hours of work may be in it.
 SOFT_SECONDS = 120.0
@@ -87,8 +88,7 @@ def end_orphans(folder: Path, soft_seconds: float = SOFT_SECONDS) -> list[str]:
         softly = _end(session, run_dir, soft_seconds)
         done.append(f"stopped pw.x in {run_dir}{'' if softly else ' by force'}")
     for run_dir in _unfinished(folder):
-        # Of several starts none goes on: they are computed together again.
-        _close(run_dir, may_go_on=run_dir == folder)
+        _close(run_dir)
         if may_resume(run_dir):
             done.append(f"kept its state in {run_dir}")
     return done
@@ -151,10 +151,10 @@ def _unfinished(folder: Path) -> list[Path]:
     return found
 
 
-def _close(run_dir: Path, *, may_go_on: bool) -> None:
+def _close(run_dir: Path) -> None:
     with contextlib.suppress(OSError, ParserError):
         # JOB DONE stands behind the last file that pw.x writes: before it, what is saved may be cut.
-        has_saved = may_go_on and b"JOB DONE." in (run_dir / "pw.out").read_bytes()[-2000:]
+        has_saved = b"JOB DONE." in (run_dir / "pw.out").read_bytes()[-2000:]
         failure = Failure.WALLTIME if has_saved else Failure.KILLED
         then = "goes on from what pw.x has saved" if has_saved else "begins anew"
         close_attempt(run_dir, failure.value, evidence=EVIDENCE, explanation=f"the next launch {then}")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dftfactory.candidates import Candidate, mark_completed, mark_failed, mark_queued, select_candidates
+from dftfactory.campaigns import Joins
+from dftfactory.candidates import Candidate, index_rows, mark_completed, mark_failed, mark_queued, select_candidates
+from dftfactory.cluster import ClusterConfig
 from dftfactory.config import DFTConfig
 from dftfactory.database import transaction
 from dftfactory.errors import ConfigError, ParserError, StructureError
+from dftfactory.estimate import make_estimate
 from dftfactory.failures import EXPLANATIONS, Failure
 from dftfactory.history import write_atomically
 from dftfactory.inputs import charge_cutoff, check_structure
@@ -28,9 +32,10 @@ from dftfactory.launches import (
 )
 from dftfactory.moments import starts_of
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials
+from dftfactory.resources import request_resources, spec_entries
 from dftfactory.results import DFTResult
 from dftfactory.store import COLLECTION, LabelStore, launchpad_errors
-from dftfactory.workflows import make_workflow
+from dftfactory.workflows import checked_campaign, join_campaigns, make_workflow
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -39,13 +44,19 @@ if TYPE_CHECKING:
 
 # Structures that are in memory at once, and documents in one request to the database.
 PAGE = 200
+# Refused structures that a summary names; each has its reason on its row.
+MOST_PROBLEMS = 20
 Progress = Callable[[int], None]
+EntriesOf = Callable[["Atoms", DFTConfig, Mapping[str, Pseudopotential]], dict[str, Any]]
 T = TypeVar("T")
 
 
 @dataclass
 class SubmitSummary:
-    """What became of the SELECTED candidates: numbers of structures."""
+    """What became of the SELECTED candidates: numbers of structures, and the first of the `refused` in words.
+
+    `by_class` counts those that were added or set to run again by their class of jobs, where there is a cluster.yaml.
+    """
 
     added: int = 0
     rerun: int = 0
@@ -53,6 +64,7 @@ class SubmitSummary:
     already_labelled: int = 0
     refused: int = 0
     problems: list[str] = field(default_factory=list)
+    by_class: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -73,6 +85,9 @@ def submit(
     progress: Progress = lambda n: None,
     *,
     force: bool = False,
+    campaign: str | None = None,
+    cluster: ClusterConfig | None = None,
+    job_class: str | None = None,
 ) -> SubmitSummary:
     """Queue every SELECTED candidate and move it to QUEUED; safe to repeat and to be killed at any point.
 
@@ -92,6 +107,13 @@ def submit(
     force
         Compute again what has a label: that one is put aside (collection `dft_results_put_aside`). What is queued or
         runs without a label yet is linked as ever.
+    campaign
+        Only the candidates of this campaign, and those of none, which belong to it from then on. Where it is absent,
+        all, each with the campaign that its row has.
+    cluster
+        The classes of jobs, of which each structure gets the first that it fits into; none where absent.
+    job_class
+        The class that all structures get.
 
     Raises
     ------
@@ -104,8 +126,9 @@ def submit(
     store = LabelStore(launchpad)
     store.prepare()
     index_fingerprints(launchpad)
-    summary = SubmitSummary()
-    for n_candidates, page in _workflows(db, config, summary, force=force):
+    summary, joins = SubmitSummary(), Joins(launchpad, store)
+    entries_of = _entries(force=force, cluster=cluster, job_class=job_class)
+    for n_candidates, page in _workflows(db, config, summary, entries_of, campaign):
         fingerprints = [_fingerprint(workflow) for _, workflow in page]
         # In this order: a label is stored before its Firework is COMPLETED, so none is missed in between.
         fireworks = find_fireworks(launchpad, fingerprints)
@@ -113,40 +136,62 @@ def submit(
         put_aside: set[str] = set()
         if force:
             store.set_aside(labels)
-            put_aside, labels = set(labels), {}
-        new: list[Workflow] = []
+            put_aside, old_labels, labels = set(labels), labels, {}
+            for _, workflow in page:
+                join_campaigns(workflow, old_labels.get(_fingerprint(workflow), {}).get("campaigns", ()))
+        new: dict[str, Workflow] = {}
         queued: list[tuple[int, str, str]] = []
         for candidate, workflow in page:
             fingerprint = _fingerprint(workflow)
             firework = fireworks.get(fingerprint)
+            if fingerprint in new:
+                # Twins on one page share one Firework.
+                join_campaigns(new[fingerprint], _campaigns(workflow))
+                queued.append((candidate.row_id, candidate.calculation_id, fingerprint))
+                summary.already_queued += 1
+                continue
             if fingerprint in labels:
                 if (reason := forces_above(labels[fingerprint], config)) is not None:
-                    _refuse(db, candidate, reason, "REJECTED", FORCES_EXPLANATION, summary)
+                    _refuse(db, candidate, reason, "REJECTED", FORCES_EXPLANATION, summary, campaign)
                     continue
                 summary.already_labelled += 1
                 queued.append((candidate.row_id, candidate.calculation_id, fingerprint))
+                joins.note(fingerprint, _campaigns(workflow), labels[fingerprint], firework)
                 continue
             queued.append((candidate.row_id, candidate.calculation_id, fingerprint))
+            joins.note(fingerprint, _campaigns(workflow), None, firework)
             if firework is None or firework.state == "ARCHIVED":
-                new.append(workflow)
+                new[fingerprint] = workflow
                 summary.added += 1
+                summary.by_class.update(_job_class(workflow))
             elif firework.is_over:
                 run_again(launchpad, firework, workflow)
                 summary.rerun += 1
+                summary.by_class.update(_job_class(workflow))
             else:
                 if fingerprint in put_aside:
                     ask_for_new_label(launchpad, firework, workflow)
                 summary.already_queued += 1
-            # Twins on one page share one Firework.
-            fireworks[fingerprint] = FireworkState(0, "READY")
-        add_workflows(launchpad, new)
-        mark_queued(db, queued)
+            if firework is not None:
+                # A twin on this page finds it READY, whatever it was.
+                fireworks[fingerprint] = FireworkState(firework.fw_id, "READY", firework.campaigns)
+        add_workflows(launchpad, list(new.values()))
+        joins.write()
+        mark_queued(db, queued, campaign)
         progress(n_candidates)
     return summary
 
 
 def write_workflows(
-    db: Database, config: DFTConfig, folder: Path, progress: Progress = lambda n: None, *, force: bool = False
+    db: Database,
+    config: DFTConfig,
+    folder: Path,
+    progress: Progress = lambda n: None,
+    *,
+    force: bool = False,
+    campaign: str | None = None,
+    cluster: ClusterConfig | None = None,
+    job_class: str | None = None,
 ) -> SubmitSummary:
     """Write one workflow file for each SELECTED candidate, for `lpad add`, and move it to QUEUED.
 
@@ -156,6 +201,8 @@ def write_workflows(
         Made where it does not exist; the files are named after the calculation_id.
     force
         As for `submit`; a label is put aside when its structure is computed again.
+    campaign, cluster, job_class
+        As for `submit`.
 
     Raises
     ------
@@ -163,13 +210,15 @@ def write_workflows(
         The folder cannot be written, or has a file of that name for another structure.
     """
     summary = SubmitSummary()
+    entries_of = _entries(force=force, cluster=cluster, job_class=job_class)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for n_candidates, page in _workflows(db, config, summary, force=force):
+        for n_candidates, page in _workflows(db, config, summary, entries_of, campaign):
             for candidate, workflow in page:
                 _write_workflow(folder / f"{candidate.calculation_id}.json", workflow)
                 summary.added += 1
-            mark_queued(db, [(c.row_id, c.calculation_id, _fingerprint(w)) for c, w in page])
+                summary.by_class.update(_job_class(workflow))
+            mark_queued(db, [(c.row_id, c.calculation_id, _fingerprint(w)) for c, w in page], campaign)
             progress(n_candidates)
     except OSError as error:
         raise ConfigError(f"workflow files cannot be written to {folder}: {error.strerror}") from error
@@ -178,7 +227,12 @@ def write_workflows(
 
 @launchpad_errors()
 def sync(
-    db: Database, launchpad: LaunchPad, *, softened: bool = False, progress: Progress = lambda n: None
+    db: Database,
+    launchpad: LaunchPad,
+    *,
+    softened: bool = False,
+    progress: Progress = lambda n: None,
+    campaign: str | None = None,
 ) -> SyncSummary:
     """Bring labels and failures back to the QUEUED candidates: COMPLETED with the result, FAILED with the reason.
 
@@ -190,21 +244,31 @@ def sync(
     ----------
     softened
         Whether a softened label (at more than the prescribed degauss) completes a candidate; it fails it otherwise.
+    campaign
+        Only the candidates of this campaign.
     """
     index_fingerprints(launchpad)
+    index_rows(db)
     store = LabelStore(launchpad)
-    summary = SyncSummary()
+    store.prepare()
+    summary, joins = SyncSummary(), Joins(launchpad, store)
+    campaigns = None if campaign is None else (campaign,)
 
     def labels_of(page: list[Candidate]) -> dict[str, dict[str, Any]]:
         labels = store.find(_fingerprints(page))
         return {label["fingerprint"]: label for label in labels if softened or label["quality"] == "exact"}
 
-    for page in _pages(select_candidates(db, "QUEUED"), PAGE):
+    for page in _pages(select_candidates(db, "QUEUED", campaigns), PAGE):
         # In this order: a label is stored before its Firework is COMPLETED, so none is missed in between.
         fireworks = find_fireworks(launchpad, _fingerprints(page))
         labels = labels_of(page)
         over = [f for name, f in fireworks.items() if f.is_over and name not in labels]
         reasons = find_reasons(launchpad, over)
+        # A rocket that was just running when a campaign joined has not heard of it.
+        for candidate in page:
+            name = candidate.fingerprint or ""
+            joins.note(name, _own(candidate), labels.get(name), fireworks.get(name))
+        joins.write()
         with transaction(db):
             for candidate in page:
                 label = labels.get(candidate.fingerprint or "")
@@ -219,23 +283,40 @@ def sync(
                 else:
                     summary.waiting += 1
         progress(len(page))
-    for page in _pages(select_candidates(db, "FAILED"), PAGE):
+    for page in _pages(select_candidates(db, "FAILED", campaigns), PAGE):
         labels = labels_of(page)
         with transaction(db):
             for candidate in page:
                 label = labels.get(candidate.fingerprint or "")
                 if label is not None and _misfit(candidate.atoms, label) is None:
+                    joins.note(label["fingerprint"], _own(candidate), label, None)
                     _take_label(db, candidate, label, summary)
+        joins.write()
     return summary
 
 
+def _entries(*, force: bool, cluster: ClusterConfig | None, job_class: str | None) -> EntriesOf:
+    """Return the function that says what a specification has beside its structure: a wish, and what it asks for."""
+    # Whoever runs it then takes neither a label of the store nor one on the disk that is not of this wish.
+    wish = {FORCE: secrets.token_hex(8)} if force else {}
+
+    def entries_of(atoms: Atoms, config: DFTConfig, pseudopotentials: Mapping[str, Pseudopotential]) -> dict[str, Any]:
+        if cluster is None:
+            return wish
+        estimate = make_estimate(atoms, config, pseudopotentials)
+        return {**wish, **spec_entries(request_resources(estimate, cluster, job_class))}
+
+    return entries_of
+
+
 def _workflows(
-    db: Database, config: DFTConfig, summary: SubmitSummary, *, force: bool
+    db: Database, config: DFTConfig, summary: SubmitSummary, entries_of: EntriesOf, campaign: str | None
 ) -> Iterator[tuple[int, list[tuple[Candidate, Workflow]]]]:
     """Pages of SELECTED candidates: their number, and the workflows of those that can be right; others are FAILED."""
-    config, pseudopotentials = _decide_for_data_set(db, config)
-    wish = {FORCE: secrets.token_hex(8)} if force else {}
-    for page in _pages(select_candidates(db, "SELECTED"), PAGE):
+    campaigns = None if campaign is None else (None, checked_campaign(campaign, "this command"))
+    config, pseudopotentials = _decide_for_data_set(db, config, campaigns)
+    index_rows(db)
+    for page in _pages(select_candidates(db, "SELECTED", campaigns), PAGE):
         good: list[tuple[Candidate, Workflow]] = []
         for candidate in page:
             try:
@@ -244,27 +325,43 @@ def _workflows(
                 check_structure(candidate.atoms, config.min_distance_fraction)
                 starts_of(candidate.atoms, config.magnetism)
             except StructureError as error:
-                _refuse(db, candidate, error.message, Failure.GEOMETRY.value, EXPLANATIONS[Failure.GEOMETRY], summary)
+                explanation = EXPLANATIONS[Failure.GEOMETRY]
+                _refuse(db, candidate, error.message, Failure.GEOMETRY.value, explanation, summary, campaign)
                 continue
-            workflow = make_workflow(candidate.atoms, candidate.calculation_id, config, pseudopotentials)
-            # Whoever runs it then takes neither a label of the store nor one on the disk that is not of this wish.
-            workflow.fws[0].spec.update(wish)
+            own = campaign if candidate.campaign is None else candidate.campaign
+            workflow = make_workflow(
+                candidate.atoms,
+                candidate.calculation_id,
+                config,
+                pseudopotentials,
+                campaigns=() if own is None else (checked_campaign(own, candidate.calculation_id),),
+                entries=entries_of(candidate.atoms, config, pseudopotentials),
+            )
             good.append((candidate, workflow))
         yield len(page), good
 
 
 def _refuse(
-    db: Database, candidate: Candidate, evidence: str, failure: str, explanation: str, summary: SubmitSummary
+    db: Database,
+    candidate: Candidate,
+    evidence: str,
+    failure: str,
+    explanation: str,
+    summary: SubmitSummary,
+    campaign: str | None,
 ) -> None:
     """Fail a candidate that gets no Firework, and forget the label that it may have had with another configuration."""
     reason = evidence if failure == "REJECTED" else f"{failure}: {evidence}"
     facts = {"failure": failure, "evidence": evidence, "explanation": explanation, "fingerprint": ""}
-    mark_failed(db, candidate.row_id, reason, **facts)
+    mark_failed(db, candidate.row_id, reason, **facts, campaign=campaign)
     summary.refused += 1
-    summary.problems.append(f"{candidate.calculation_id}: {evidence}")
+    if len(summary.problems) < MOST_PROBLEMS:
+        summary.problems.append(f"{candidate.calculation_id}: {evidence}")
 
 
-def _decide_for_data_set(db: Database, config: DFTConfig) -> tuple[DFTConfig, dict[str, Pseudopotential]]:
+def _decide_for_data_set(
+    db: Database, config: DFTConfig, campaigns: tuple[str | None, ...] | None
+) -> tuple[DFTConfig, dict[str, Pseudopotential]]:
     """Read the pseudopotentials of all elements together, and fix the ecutrho that all structures share.
 
     Decided structure by structure, a data set with norm-conserving and ultrasoft files would have two density cutoffs.
@@ -275,7 +372,7 @@ def _decide_for_data_set(db: Database, config: DFTConfig) -> tuple[DFTConfig, di
         raise ConfigError("pseudopotential_dir is not given in dft.yaml")
     folder = Path(config.pseudopotential_dir).expanduser()
     elements = {element for element, file in config.pseudopotentials.items() if (folder / file).is_file()}
-    for candidate in select_candidates(db, "SELECTED"):
+    for candidate in select_candidates(db, "SELECTED", campaigns):
         elements |= {symbol for symbol in candidate.atoms.symbols if symbol != "X"}
     pseudopotentials = load_pseudopotentials(elements, folder, config.pseudopotentials)
     return config.model_copy(update={"ecutrho": charge_cutoff(config, pseudopotentials)}), pseudopotentials
@@ -312,6 +409,20 @@ def _misfit(atoms: Atoms, label: dict[str, Any]) -> str | None:
 
 def _fingerprint(workflow: Workflow) -> str:
     return str(workflow.metadata["fingerprint"])
+
+
+def _own(candidate: Candidate) -> tuple[str, ...]:
+    return () if candidate.campaign is None else (candidate.campaign,)
+
+
+def _campaigns(workflow: Workflow) -> list[str]:
+    return list(workflow.metadata.get("campaigns", ()))
+
+
+def _job_class(workflow: Workflow) -> list[str]:
+    """Return the class of jobs of a workflow; nothing where there are none."""
+    resources = workflow.fws[0].spec.get("resources")
+    return [] if resources is None else [resources["class"]]
 
 
 def _fingerprints(page: list[Candidate]) -> list[str]:

@@ -43,10 +43,11 @@ class JobState(Enum):
 
 @dataclass(frozen=True)
 class JobAnswer:
-    """The state of a job, and in the queue's words why."""
+    """The state of a job, and in the queue's words why; `word` is the one for it, such as TIMEOUT."""
 
     state: JobState
     said: str
+    word: str = ""
 
 
 # The queues' words. COMPLETING and E: the processes are being ended, and may live for KillWait and more. What is not
@@ -156,7 +157,7 @@ def job_states(jobs: Mapping[Key, Mapping[str, Any]]) -> dict[Key, JobAnswer]:
             for key, job in own.items():
                 if _number(job) in asked:
                     state, said = _decide(job, printed)
-                    answers[key] = JobAnswer(state, f"{queue} job {job['id']}: {said}")
+                    answers[key] = JobAnswer(state, f"{queue} job {job['id']}: {said}", said)
     return answers
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from dftfactory.launches import OURS, OVER
+from dftfactory.launches import LIVE, OURS
 from dftfactory.store import launchpad_errors
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 STEP_SECONDS = 10.0
 # A look takes half a second with 4,000 Fireworks on the local server.
 SLOW_SECONDS, MOST_LOOKS = 3.0, 5
-_OUR_WORKFLOWS = {"metadata.fingerprint": {"$exists": True}}
+_OUR_WORKFLOWS = {"metadata.fingerprint": {"$gt": ""}}
 
 LOCKED = "unlocked the workflow of Firework {}"
 NO_WORKFLOW = "added the workflow that Firework {} had not got"
@@ -49,28 +50,29 @@ def repair(launchpad: LaunchPad, *, dry_run: bool = False) -> list[str]:
 def _look(launchpad: LaunchPad) -> set[tuple[str, int]]:
     """Find what looks half done: kind and Firework id."""
     keys = {"_id": 0, "fw_id": 1, "state": 1, "launches": 1}
-    fireworks = {fw["fw_id"]: fw for fw in launchpad.fireworks.find({**OURS, "state": {"$nin": OVER}}, keys)}
+    fireworks = {fw["fw_id"]: fw for fw in launchpad.fireworks.find({**OURS, "state": {"$in": LIVE}}, keys)}
     keys = {"_id": 0, "nodes": 1, "fw_states": 1, "locked": 1}
-    # Those that are over by their own account and have a Firework that is not, too.
-    live = {"$or": [{"state": {"$nin": OVER}}, {"locked": {"$exists": True}}, {"nodes": {"$in": list(fireworks)}}]}
-    workflows = {flow["nodes"][0]: flow for flow in launchpad.workflows.find({**_OUR_WORKFLOWS, **live}, keys)}
+    # Those that are over by their own account and have a Firework that is not, too. One by one, each has its index.
+    queries = ({"state": {"$in": LIVE}}, {"locked": {"$exists": True}}, {"nodes": {"$in": list(fireworks)}})
+    found = (launchpad.workflows.find({**query, **_OUR_WORKFLOWS}, keys) for query in queries)
+    workflows = {flow["nodes"][0]: flow for flow in chain.from_iterable(found)}
     others = launchpad.fireworks.find(
         {"fw_id": {"$in": [fw_id for fw_id in workflows if fw_id not in fireworks]}}, {"_id": 0, "fw_id": 1, "state": 1}
     )
     states = {fw["fw_id"]: fw["state"] for fw in (*fireworks.values(), *others)}
     # `lpad add` was killed between the two: no rocket can run a Firework without its workflow.
-    found = {(NO_WORKFLOW, fw_id) for fw_id in fireworks if fw_id not in workflows}
+    half_done = {(NO_WORKFLOW, fw_id) for fw_id in fireworks if fw_id not in workflows}
     for fw_id, workflow in workflows.items():
         if "locked" in workflow:
             # Everybody else waits for minutes, and gives up.
-            found.add((LOCKED, fw_id))
+            half_done.add((LOCKED, fw_id))
         if fw_id not in states:
             # `submit` was killed between the two; repeated, it has added both under new ids.
-            found.add((NO_FIREWORK, fw_id))
+            half_done.add((NO_FIREWORK, fw_id))
         elif states[fw_id] != "RESERVED" and workflow["fw_states"].get(str(fw_id), states[fw_id]) != states[fw_id]:
             # Between RESERVED and RUNNING a rocket asks for the name of its host, which may take a minute.
-            found.add((STALE, fw_id))
-    return found | {(STALE, fw_id) for fw_id in _behind_their_launch(launchpad, fireworks)}
+            half_done.add((STALE, fw_id))
+    return half_done | {(STALE, fw_id) for fw_id in _behind_their_launch(launchpad, fireworks)}
 
 
 def _behind_their_launch(launchpad: LaunchPad, fireworks: dict[int, dict[str, Any]]) -> list[int]:
@@ -94,15 +96,14 @@ def _unlock(launchpad: LaunchPad, fw_id: int) -> None:
 def _add_workflow(launchpad: LaunchPad, fw_id: int) -> None:
     from fireworks import Firework, Workflow
 
-    from dftfactory.workflows import METADATA
+    from dftfactory.workflows import metadata_of
 
     document = launchpad.fireworks.find_one({"fw_id": fw_id})
     if document is not None:
         # The ids of launches stay in the Firework; the workflow has none.
         firework = Firework.from_dict({**document, "launches": [], "archived_launches": []})
         firework.state = document["state"]
-        metadata = {key: document["spec"].get(key) for key in METADATA}
-        workflow = Workflow([firework], name=document["name"], metadata=metadata)
+        workflow = Workflow([firework], name=document["name"], metadata=metadata_of(document["spec"]))
         # In one step: two repairs at once add one.
         new = {"$setOnInsert": {key: value for key, value in workflow.to_db_dict().items() if key != "nodes"}}
         launchpad.workflows.update_one({"nodes": [fw_id]}, new, upsert=True)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """What each rung of recovery changes: pure functions from the situation after a failed run to the next parameters.
 
 Parameters travel as one flat dict: QE keywords (`mixing_beta`, `degauss`, ...), the machine's layout
-(`parallel_cores`, `npool`), and the memory of the climb:
+(`parallel_cores`, `npool`, `ndiag`), and the memory of the climb:
 
 level       present level of the ladder, 0 is the user's configuration
 climbed     levels that were entered, in that order
@@ -273,4 +273,12 @@ def fewer_ranks(of: Situation) -> Parameters | None:
     """Take half the ranks in one pool, down to one rank."""
     if of.current.get("parallel_cores", 1) <= 1:
         return None
-    return change_to(parallel_cores=of.current["parallel_cores"] // 2, npool=1)(of)
+    return change_to(**layout_parameters(of.current["parallel_cores"] // 2, 1, of.current.get("ndiag")))(of)
+
+
+def layout_parameters(cores: int, npool: int, ndiag: int | None) -> Parameters:
+    """Return a layout as parameters; `ndiag`, where it is set, is the largest square that a pool has ranks for."""
+    layout: Parameters = {"parallel_cores": cores, "npool": npool}
+    if ndiag is not None:
+        layout["ndiag"] = math.isqrt(min(ndiag, cores // npool)) ** 2
+    return layout

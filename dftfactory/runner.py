@@ -15,6 +15,7 @@ from custodian.custodian import CustodianError, ReturnCodeError, ValidationError
 
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError, DFTFactoryError, ParserError, StructureError
+from dftfactory.estimate import make_estimate
 from dftfactory.giving_up import calculation_error, softened_error
 from dftfactory.handlers import all_handlers, attempt_facts
 from dftfactory.history import (
@@ -30,11 +31,13 @@ from dftfactory.history import (
 from dftfactory.inputs import NAMELIST_OF, change_pw_input, prescribed_parameters, read_pw_input, write_pw_input
 from dftfactory.interrupts import stopped_by_signals
 from dftfactory.jobs import LabelValidator, QEJob, clean_up, keep_state, may_resume, next_parameters
+from dftfactory.layout import Layout, fitted_parameters, worker_layout
 from dftfactory.limits import memory_limit
 from dftfactory.moments import Start, starts_of
 from dftfactory.parsers import read_pw_output
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials, verify_md5
 from dftfactory.results import DFTResult
+from dftfactory.start_folders import has_ended, put_aside, read_ended
 from dftfactory.states import StartsRecord, state_warning
 from dftfactory.structures import to_ase_atoms
 
@@ -78,6 +81,7 @@ class QERunner:
         calculation_id: str = "calculation",
         *,
         softened: bool = False,
+        goes_on: bool = False,
     ) -> DFTResult:
         """Compute one label, recovering on the way as the ladder allows.
 
@@ -93,6 +97,9 @@ class QERunner:
         softened
             Whether a result at more than the prescribed degauss is returned, marked `quality = "softened"`, when the
             last stage of the anneal fails; it is part of the error's details otherwise.
+        goes_on
+            Whether `run_dir` has several starts that an earlier job has left: those that have ended are kept, and the
+            one that was broken off goes on from its state.
 
         Returns
         -------
@@ -113,7 +120,8 @@ class QERunner:
         starts = starts_of(atoms, self.config.magnetism)
         inputs = [self._pw_input(start.applied_to(atoms), pseudopotentials) for start in starts]
         histories = [self._first_history(start, atoms, pseudopotentials) for start in starts]
-        _refuse_used_folder(run_dir)
+        if not goes_on:
+            _refuse_used_folder(run_dir)
         if len(starts) == 1:
             result = self._run_start(run_dir, calculation_id, inputs[0], histories[0])
         else:
@@ -158,12 +166,12 @@ class QERunner:
             raise ConfigError(f"{run_dir} was begun with another configuration: it differs in {', '.join(other)}")
         pseudopotentials = self.pseudopotentials(pw_input.to_ase_atoms())
         verify_md5(pseudopotentials, history["prescribed"]["md5"])
-        parameters = next_parameters(history["attempts"][-1])
+        parameters = self._on_these_cores(run_dir, next_parameters(history["attempts"][-1]))
         folder = next(iter(pseudopotentials.values())).path.parent.resolve()
         with _named_folder(run_dir):
             open_attempt(run_dir, parameters)
-            restart = {"restart_mode": parameters.get("restart_mode"), "pseudo_dir": str(folder)}
-            change_pw_input(run_dir / "pw.in", restart)
+            going_on = {name: parameters.get(name) for name in ("restart_mode", "startingpot")}
+            change_pw_input(run_dir / "pw.in", {**going_on, "pseudo_dir": str(folder)})
         result = _with_record(run_dir, self._supervise(run_dir, history["calculation_id"]))
         if result.quality == "softened" and not softened:
             raise softened_error(run_dir, result)
@@ -183,12 +191,28 @@ class QERunner:
 
     def _pw_input(self, atoms: Atoms, pseudopotentials: dict[str, Pseudopotential]) -> str:
         """Return the text of pw.in; whatever is refused is refused here, before there is a run folder."""
-        # The atoms have their moments, or there are none.
-        config = self.config.model_copy(update={"magnetism": "none"})
+        config = self._without_magnetism()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "pw.in"
             write_pw_input(atoms, config, path, pseudopotentials=pseudopotentials, max_seconds=self.worker.max_seconds)
             return path.read_text(encoding="utf-8")
+
+    def _on_these_cores(self, run_dir: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters of an attempt for this job, which may have fewer cores than the one before.
+
+        pw.x 6.7 keeps wavefunctions and mixing history for each rank: with other ranks or pools `restart` ends with an
+        error or never. The density is one file, from which every layout goes on to the same energy.
+        """
+        cores = self.worker.parallel_cores
+        fitted = fitted_parameters(parameters, cores)
+        if fitted == parameters:
+            return fitted
+        history = read_history(run_dir)
+        # A level that begins from scratch goes back to these.
+        write_history(run_dir, {**history, "configured": fitted_parameters(history["configured"], cores)})
+        if fitted.pop("restart_mode", None) is not None:
+            fitted["startingpot"] = "file"
+        return fitted
 
     def _run_start(self, run_dir: Path, calculation_id: str, pw_input: str, history: dict[str, Any]) -> DFTResult:
         """Run one start of the SCF in its folder."""
@@ -197,6 +221,15 @@ class QERunner:
             write_atomically(run_dir / "pw.in", pw_input)
             start_history(run_dir, calculation_id, **history)
         return _with_record(run_dir, self._supervise(run_dir, calculation_id))
+
+    def _go_on_with_start(self, folder: Path, calculation_id: str, pw_input: str, history: dict[str, Any]) -> DFTResult:
+        """Take the end of a start that an earlier job has left, go on from its state, or run it."""
+        if has_ended(folder):
+            return _with_record(folder, read_ended(folder))
+        if may_resume(folder):
+            return self.resume(folder, softened=True)
+        put_aside(folder)
+        return self._run_start(folder, calculation_id, pw_input, history)
 
     def _run_starts(
         self,
@@ -215,7 +248,7 @@ class QERunner:
             folder = record.begin(start, history["parameters"])
             _write_starts(run_dir, record)
             try:
-                record.end_well(self._run_start(run_dir / folder, calculation_id, pw_input, history))
+                record.end_well(self._go_on_with_start(run_dir / folder, calculation_id, pw_input, history))
             except CalculationError as error:
                 record.fail(error)
                 if not record.may_go_on:
@@ -249,6 +282,16 @@ class QERunner:
                 (keep_state if may_resume(run_dir) else clean_up)(run_dir)
         return result.with_record(level=history[-1]["parameters"]["level"], history=tuple(history))
 
+    def _layout(self, atoms: Atoms, pseudopotentials: dict[str, Pseudopotential]) -> Layout:
+        """Return the ranks and pools of the first attempt; recovery may take fewer."""
+        if self.worker.parallel_cores == 1:
+            return Layout(1, 1)
+        return worker_layout(self.worker, make_estimate(atoms, self._without_magnetism(), pseudopotentials))
+
+    def _without_magnetism(self) -> DFTConfig:
+        """Return the configuration for atoms that have the moments of a start, or none."""
+        return self.config.model_copy(update={"magnetism": "none"})
+
     def _first_history(
         self, start: Start, atoms: Atoms, pseudopotentials: dict[str, Pseudopotential]
     ) -> dict[str, Any]:
@@ -265,7 +308,7 @@ class QERunner:
             "nspin": 1 if start.moments is None else 2,
         }
         return {
-            "parameters": {**parameters, "parallel_cores": self.worker.parallel_cores, "npool": self.worker.npool},
+            "parameters": {**parameters, **self._layout(start.applied_to(atoms), pseudopotentials).parameters()},
             "prescribed": {
                 "md5": {element: pseudo.md5 for element, pseudo in pseudopotentials.items()},
                 "degauss": parameters["degauss"],

@@ -36,6 +36,8 @@ class PwProcess(subprocess.Popen[bytes]):
         `exit_status` of the run folder.
     look
         Called again and again while somebody waits for the end; returns the seconds until the next time.
+    ended
+        Called once with the exit status, after `exit_status` was written.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class PwProcess(subprocess.Popen[bytes]):
         command: list[str],
         status_file: Path,
         look: Callable[[PwProcess], float] | None = None,
+        ended: Callable[[int], None] | None = None,
         **options: Any,
     ) -> None:
         self.status_file = status_file
         self.look = look
+        self.ended = ended
         self.recorded = False
         super().__init__(command, **options, start_new_session=True)
 
@@ -94,6 +98,8 @@ class PwProcess(subprocess.Popen[bytes]):
             # What came too late for this run is not meant for the next one.
             with contextlib.suppress(OSError):
                 self.status_file.with_name(EXIT).unlink(missing_ok=True)
+            if self.ended is not None:
+                self.ended(status)
         return status
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +136,18 @@ def test_scratch_folder_that_cannot_be_written(files: Path) -> None:
     assert not line.ok
     assert "cannot be written" in line.says
     assert "change scratch_dir" in line.says
+
+
+def test_free_space_of_the_scratch_disk_is_said(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the run folder where there is no other; little of it is worth a look."""
+    free = 3 * 2**30
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    line = answers(files, {"scratch_dir": files / "scratch"})["scratch"]
+    assert line == Check("scratch", True, f"{files / 'scratch'} can be written, 3.0 GB free")
+    line = answers(files)["scratch"]
+    assert line.says.startswith("the run folder itself, 3.0 GB free here; set scratch_dir")
+    free = 2**20
+    assert answers(files)["scratch"].ok is None
 
 
 def test_missing_configuration_is_not_yet_a_problem(files: Path) -> None:

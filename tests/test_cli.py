@@ -18,7 +18,17 @@ import ase.db
 import ase.io
 import pytest
 from ase import Atoms
-from queue_helpers import label_for, make_database, rlaunch, rows, specs, states, statuses, write_launchpad_file
+from queue_helpers import (
+    label_for,
+    make_database,
+    rlaunch,
+    rows,
+    shifted,
+    specs,
+    states,
+    statuses,
+    write_launchpad_file,
+)
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -28,7 +38,7 @@ from dftfactory.errors import LaunchPadAwayError
 from dftfactory.labels import write_label
 from dftfactory.store import LabelStore
 
-COMMANDS = ["init", "check", "run", "submit", "sync", "status", "export", "recover", "reconcile", "demo"]
+COMMANDS = ["init", "check", "run", "submit", "sync", "status", "export", "recover", "reconcile", "archive", "demo"]
 COMMANDS += ["launchpad start", "launchpad connect", "launchpad stop", "launchpad status"]
 
 
@@ -282,7 +292,7 @@ def test_structure_file_from_submit_to_export(
     assert outcome.out.splitlines() == [
         "2 structures of new.extxyz are SELECTED in new.db now",
         "1 queued; next: `rlaunch -l my_launchpad.yaml rapidfire`, then `dftfactory sync new.db`",
-        "1 refused: they cannot be right and are FAILED now",
+        "1 refused: it cannot be right and is FAILED now",
     ]
     assert "0.000 Å apart" in outcome.err
     assert dftfactory("submit", "new.extxyz").out.splitlines()[-1] == "no structure in new.db is SELECTED"
@@ -307,7 +317,7 @@ def test_structure_file_from_submit_to_export(
         "1",
     ]
     exported = dftfactory("export", "train.extxyz")
-    assert re.fullmatch(r"1 labels? in train.extxyz \(configuration cfg[0-9a-f]{12}\)\n", exported.out)
+    assert re.fullmatch(r"1 label in train.extxyz \(configuration cfg[0-9a-f]{12}\)\n", exported.out)
     [atoms] = ase.io.read(tmp_path / "train.extxyz", ":")
     [row] = list(ase.db.connect(tmp_path / "new.db").select(status="COMPLETED"))
     assert atoms.info["REF_energy"] == row.energy
@@ -351,7 +361,7 @@ def test_submit_says_what_it_did_not_queue(
     make_database(tmp_path / "d.db", si_atoms)
     outcome = dftfactory("submit", "d.db")
     assert outcome.out.splitlines()[0].startswith("0 queued")
-    assert outcome.out.splitlines()[1:] == ["1 have a label already"]
+    assert outcome.out.splitlines()[1:] == ["1 has a label already"]
 
 
 def test_written_files_need_no_launchpad(
@@ -360,7 +370,7 @@ def test_written_files_need_no_launchpad(
     db = make_database(tmp_path / "c.db", si_atoms)
     outcome = dftfactory("submit", "c.db", "--write", "wf")
     assert outcome.status == 0, outcome.err
-    assert outcome.out == "1 workflow files in wf; add them with `lpad add wf/*.json`\n"
+    assert outcome.out == "1 workflow file in wf; add them with `lpad add wf/*.json`\n"
     assert (tmp_path / "wf" / "a.json").is_file()
     assert statuses(db) == {"a": "QUEUED"}
 
@@ -373,7 +383,7 @@ def test_sync_with_the_wrong_launchpad_says_so(
     dftfactory("submit", "c.db", "--write", "wf")
     outcome = dftfactory("sync", "c.db", "-l", write_launchpad_file(launchpad, tmp_path))
     assert outcome.status == 0
-    assert outcome.err.startswith("1 QUEUED structures are not in this LaunchPad: is it the right one?")
+    assert outcome.err.startswith("1 QUEUED structure is not in this LaunchPad: is it the right one?")
 
 
 @pytest.mark.mongodb
@@ -393,6 +403,49 @@ def test_softened_labels_only_when_asked_for(
     assert dftfactory("export", "train.extxyz", "--softened").status == 0
     assert rows(db)["a"].quality == "softened"
     assert states(launchpad) == {1: "READY"}
+
+
+@pytest.mark.mongodb
+def test_one_campaign_from_submit_to_archive(
+    dftfactory: Dftfactory,
+    dft_yaml: Path,
+    launchpad: Any,
+    si_atoms: Atoms,
+    fake_pw: Callable[..., WorkerConfig],
+    tmp_path: Path,
+) -> None:
+    """Beside another one, of which no command says or does anything; the label is from a rocket."""
+    write_launchpad_file(launchpad, tmp_path)
+    db = make_database(tmp_path / "c.db", si_atoms, shifted(si_atoms, 0.1))
+    db.update(2, campaign="other")
+    assert dftfactory("submit", "c.db").out.startswith("2 queued")
+    db.update(1, status="SELECTED")
+    assert "1 queued before" in dftfactory("submit", "c.db", "--campaign", "first").out
+    assert dftfactory("submit", "c.db", "--campaign", "first").out == (
+        "no structure in c.db is SELECTED and in no other campaign than first\n"
+    )
+    assert "campaign 'first' is not over: 1 READY" in dftfactory("archive", "first").err
+
+    query = {"spec.campaigns": "first"}
+    [fw_id] = launchpad.get_fw_ids(query)
+    rlaunch(launchpad, tmp_path / "run", fake_pw("converged"), "singleshot", "-f", str(fw_id))
+    counts = dftfactory("status", "c.db", "--campaign", "first").out.partition("\n")[2]
+    assert counts.split() == [
+        *("Candidates", "SELECTED", "0", "QUEUED", "1", "COMPLETED", "0", "FAILED", "0"),
+        *("Fireworks", "COMPLETED", "1", "Labels", "level", "0,", "exact", "1"),
+    ]
+    [label] = LabelStore(launchpad).all()
+    assert label["campaigns"] == ["first"]
+    archived = dftfactory("archive", "first")
+    assert archived.out == "1 Firework archived in first.jsonl.gz\n"
+    assert launchpad.get_fw_ids(query) == []
+    assert dftfactory("sync", "c.db", "--campaign", "first").out == "1 completed, 0 failed, 0 queued or running\n"
+    assert statuses(db) == {"a": "COMPLETED", "b": "QUEUED"}
+    assert dftfactory("export", "first.extxyz", "--campaign", "first").out.startswith("1 label in first.extxyz")
+    assert "there are no labels" in dftfactory("export", "other.extxyz", "--campaign", "other").err
+    assert dftfactory("recover", "--campaign", "other").status == 0
+    assert dftfactory("reconcile", "--campaign", "other").out == "nothing is RUNNING or RESERVED\n"
+    assert "the campaign of this command looks like a number" in dftfactory("submit", "c.db", "--campaign", "17").err
 
 
 # launchpad
@@ -432,7 +485,7 @@ def test_recover_brings_a_label_from_the_disk(
     write_label(tmp_path / "runs", label_for(specs(launchpad)["a"]))
     (tmp_path / "runs" / "cut" / "label.json").write_text("{")
     outcome = dftfactory("recover", "runs", "-l", file)
-    assert outcome.out == "1 labels on the disk, 1 of them stored now; 0 Fireworks set COMPLETED\n"
+    assert outcome.out == "1 label on the disk, 1 of them stored now; 0 Fireworks set COMPLETED\n"
     assert "runs/cut/label.json is damaged" in outcome.err
     assert outcome.status == 1
     assert "1 completed" in dftfactory("sync", "c.db").out

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +47,11 @@ EVERY_WORKER_FIELD: dict[str, Any] = {
     "mpi_command": "srun -n {cores}",
     "parallel_cores": 16,
     "npool": 4,
+    "ndiag": 4,
     "scratch_dir": "/scratch",
     "pseudopotential_dir": "/pseudopotentials",
     "max_seconds": 3600.0,
+    "margin_seconds": 120.0,
     "hang_seconds": 300.0,
     "database_seconds": 60.0,
     "memory_mb": 64000.0,
@@ -577,6 +582,10 @@ def set_mpirun(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
             {"parallel_cores": 4, "npool": 3, "mpi_command": "mpirun -np {cores}"},
             "npool = 3: must divide parallel_cores = 4",
         ),
+        ({"npool": 0}, "npool = 0: must be a whole number above 0, or auto"),
+        ({"npool": True}, "npool = True: must be a whole number above 0, or auto"),
+        ({"ndiag": 2.0}, "ndiag = 2.0: must be a whole number above 0, or auto"),
+        ({"ndiag": 8}, "ndiag = 8: must be a square number: 1, 4, 9, 16 ..."),
         (
             {"mpi_command": "mpirun -np 4"},
             "mpi_command = 'mpirun -np 4': must have the place of the number of ranks, {cores}: 'mpirun -np {cores}'",
@@ -618,6 +627,13 @@ def test_command_as_text_or_as_words() -> None:
     assert text.command(8, 1) == words.command(8, 1) == expected
 
 
+def test_pools_and_shared_matrices_are_arguments_of_pw_x() -> None:
+    worker = WorkerConfig(mpi_command="mpirun -np {cores}", parallel_cores=8)
+    assert worker.command(8, 2, 4)[3:] == ["pw.x", "-nk", "2", "-nd", "4", "-in", "pw.in"]
+    assert worker.command(8, 1, 1)[3:] == ["pw.x", "-nd", "1", "-in", "pw.in"]
+    assert worker.command(1, 1, 1)[3:] == worker.command(1, 1)[3:] == ["pw.x", "-in", "pw.in"]
+
+
 def test_serial_command_has_no_launcher() -> None:
     assert WorkerConfig().command(1, 1) == ["pw.x", "-in", "pw.in"]
 
@@ -646,6 +662,35 @@ def test_open_mpi_is_allowed_to_start_as_root_only_as_root(monkeypatch: pytest.M
     monkeypatch.setattr("os.geteuid", lambda: uid)
     monkeypatch.delenv("OMPI_ALLOW_RUN_AS_ROOT", raising=False)
     assert ("OMPI_ALLOW_RUN_AS_ROOT" in WorkerConfig().process_environment()) is (uid == 0)
+
+
+BINDING = "OMPI_MCA_hwloc_base_binding_policy"
+
+
+@pytest.mark.parametrize(("cores", "binding"), [(1, "none"), (7, "none"), (8, None), (128, None)])
+def test_only_a_calculation_that_has_all_cores_is_bound_to_them(
+    monkeypatch: pytest.MonkeyPatch, cores: int, binding: str | None
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv(BINDING, raising=False)
+    worker = WorkerConfig(parallel_cores=cores, mpi_command="mpirun -np {cores}")
+    assert worker.process_environment().get(BINDING) == binding
+    monkeypatch.setenv(BINDING, "socket")
+    assert worker.process_environment()[BINDING] == "socket"
+
+
+@pytest.mark.pw
+def test_ranks_of_two_calculations_side_by_side_may_use_every_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open MPI 4 binds the rank of each `mpirun -np 1` to the first core, and the second core idles."""
+    monkeypatch.delenv(BINDING, raising=False)
+    cpus = len(os.sched_getaffinity(0))
+    if cpus < 2:
+        pytest.skip("one core cannot be shared wrongly")
+    count = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
+    worker = WorkerConfig(mpi_command="mpirun -np {cores}", pw_command=count)
+    command, environment = worker.command(1, 1), worker.process_environment()
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(said.stdout) == cpus
 
 
 # The worker's settings from the machine, FireWorks or a file

@@ -531,3 +531,13 @@ def test_without_a_number_of_electrons_nobody_can_say_that_an_scf_has_diverged(r
     text = (folder / "pw.out").read_text()
     (folder / "pw.out").write_text(text.replace("number of electrons", "number of things"))
     assert examine(folder).observed == {"gaining": False, "hopeless": False, "diverged": False}
+
+
+def test_launcher_that_was_told_to_end_before_pw_said_anything_was_killed(tmp_path):
+    """It is not an installation that does not start, which would fail one structure after the other."""
+    (tmp_path / "pw.out").write_text("")
+    (tmp_path / "pw.err").write_text("mpirun: Forwarding signal 18 to job\n")
+    (tmp_path / "exit_status").write_text("1\n")
+    assert diagnose(tmp_path) is Failure.KILLED
+    (tmp_path / "pw.err").write_text("mpirun was unable to find the specified executable file\n")
+    assert diagnose(tmp_path) is Failure.ENVIRONMENT

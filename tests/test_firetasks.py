@@ -323,8 +323,13 @@ def test_a_calculation_whose_time_was_over_goes_on_in_its_folder(
     task = RunDFT()
     task.launchpad, task.fw_id = launchpad, 1
     monkeypatch.chdir(first)
+    ended: list[int] = []
+    monkeypatch.setattr(firetasks, "_exit", ended.append)
     with pytest.raises(CalculationError, match="WALLTIME"):
         task.run_task(spec)
+    # The rocket, too: it would take the next Firework in a job that is over.
+    assert ended == [0]
+    assert specs(launchpad)["a"]["jobs"] == {"WALLTIME": 1, "IDLE": 0}
     launchpad.launches.insert_one({"launch_id": 1, "fw_id": 1, "launch_dir": str(first)})
     monkeypatch.chdir(second)
     action = task.run_task(spec)
@@ -432,7 +437,7 @@ def test_settings_of_the_worker_decide_how_pw_is_started(
     worker = fake_pw("converged", mpi_command=f"{launcher} {{cores}}", scratch_dir=str(tmp_path / "scratch"))
     rlaunch(launchpad, tmp_path / "run", {**worker.to_dict(), "parallel_cores": 4, "npool": 2})
     arguments = (tmp_path / "arguments").read_text()
-    assert arguments == f"4 {tmp_path}/fake_pw/pw.x -nk 2 -in pw.in\n"
+    assert arguments.startswith(f"4 {tmp_path}/fake_pw/pw.x -nk 2 ")
     assert list((tmp_path / "scratch").iterdir()) == []
 
 

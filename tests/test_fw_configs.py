@@ -15,23 +15,49 @@ from fireworks import Firework, FWorker, LaunchPad, ScriptTask
 from fireworks.user_objects.queue_adapters.common_adapter import CommonAdapter
 from fireworks.utilities.fw_serializers import load_object_from_file
 
+from dftfactory.cluster import ClusterConfig
 from dftfactory.config import WorkerConfig
 from dftfactory.errors import LaunchPadError
 from dftfactory.firetasks import RunDFT
 from dftfactory.launchpad import load_launchpad
+from dftfactory.resources import spec_entries, whole_class
 
 FW_CONFIGS = Path(__file__).parents[1] / "fw_configs"
 
 # Keys of a specification that FireWorks itself acts on: none that makes it do more than run the task is let through.
 BARRED = {
     "_background_tasks": "runs other tasks beside, with a `_fw_env` of the specification's own",
-    "_queueadapter": "qlaunch -r writes it into the job script",
     "_files_in": "copies any file to any place",
     "_trackers": "reads the end of any file into the LaunchPad",
     "_launch_dir": "runs in any folder",
     "_recovery": "copies any folder, and leaves out the task",
     "_dupefinder": "gives it the result of another Firework",
     "_fw_env": "is the worker's own, with the command of pw.x",
+}
+# qlaunch -r writes `_queueadapter` into the job script: only the size of a job is let through, and no line of shell.
+SIZES = {"nodes": 2, "ntasks": 32, "ntasks_per_node": 16, "mem": "64000M", "walltime": "1-00:00:00", "queue": "main"}
+PBS_SIZES = {"nnodes": 1, "ppnode": 16, "mem": "64000mb", "walltime": "24:00:00", "queue": "long.q_2-a"}
+ATTACKS = {
+    "line of shell": {"walltime": "1:00:00\ntouch was-here"},
+    "line break alone": {"queue": "main\n"},
+    "carriage return": {"queue": "main\rtouch was-here"},
+    "separator of lines": {"queue": "main\u2028touch"},
+    "command in a value": {"queue": "$(touch was-here)"},
+    "option after a blank": {"mem": "1G --wrap=touch"},
+    "name of another value": {"mem": "$${rocket_launch}"},
+    "what runs": {"rocket_launch": "touch was-here"},
+    "before it": {"pre_rocket": "touch was-here"},
+    "after it": {"post_rocket": "touch was-here"},
+    "account": {"account": "theirs"},
+    "mail": {"mail_user": "me@example.org"},
+    "folder of the log": {"logdir": "elsewhere"},
+    "nested": {"mem": {"a": "b"}},
+    "list": {"mem": ["1G"]},
+    "fraction": {"nodes": 1.5},
+    "yes": {"nodes": True},
+    "nothing": {"mem": None},
+    "text": "touch was-here",
+    "list of pairs": [["mem", "1G"]],
 }
 # They act on nothing but who takes a Firework, what its children see, or what the task is handed.
 HARMLESS = {
@@ -66,6 +92,7 @@ def test_rocket_takes_nothing_but_a_single_run_dft(launchpad, tmp_path):
             {"_background_tasks": [{"_fw_name": "BackgroundTask", "tasks": [script.to_dict()]}]},
         ),
         **{key: ([RunDFT()], {key: {}}) for key in BARRED if key != "_background_tasks"},
+        **{f"queue: {name}": ([RunDFT()], {"_queueadapter": value}) for name, value in ATTACKS.items()},
     }
     for name, (tasks, spec) in planted.items():
         launchpad.add_wf(Firework(tasks, name=name, spec={**spec, "_priority": 9}))
@@ -99,7 +126,7 @@ def test_every_key_that_fireworks_acts_on_is_known():
         r"""spec\[["'](_\w+)|["'](_\w+)["'] (?:not )?in \w*\.?\w*spec|spec\.(?:get|pop)\(["'](_\w+)|["']spec\.(_\w+)"""
     )
     found = {name for source in sources for match in re.findall(names, source) for name in match if name}
-    assert found - HARMLESS <= set(BARRED)
+    assert found - HARMLESS <= {*BARRED, "_queueadapter"}
     assert {"_background_tasks", "_queueadapter", "_recovery", "_priority"} <= found
 
     query = FWorker.from_file(str(FW_CONFIGS / "my_fworker.yaml")).query
@@ -117,7 +144,32 @@ def test_optional_worker_keys_are_valid_when_the_hash_is_taken_away(tmp_path):
 
     assert set(worker.env) == set(WorkerConfig.model_fields)
     settings = WorkerConfig.from_fw_env(worker.env)
-    assert (settings.parallel_cores, settings.npool, settings.max_seconds) == (16, 4, 21600)
+    assert (settings.parallel_cores, settings.max_seconds) == (16, 21600)
+
+
+@pytest.mark.mongodb
+def test_fireworks_that_say_the_size_of_their_job_are_taken(launchpad):
+    """What `dftfactory submit` writes with a cluster.yaml, for both kinds of queue; and none of the attacks."""
+    query = FWorker.from_file(str(FW_CONFIGS / "my_fworker.yaml")).query
+    sizes = {"slurm": SIZES, "pbs": PBS_SIZES, "none": {}}
+    for name, value in {**sizes, **ATTACKS}.items():
+        launchpad.add_wf(Firework(RunDFT(), name=name, spec={"_queueadapter": value}))
+    assert {firework["name"] for firework in launchpad.fireworks.find(query)} == set(sizes)
+
+
+@pytest.mark.parametrize(("queue", "sizes"), [("slurm", SIZES), ("pbs", PBS_SIZES)])
+def test_query_lets_through_what_resources_ask_for(queue, sizes):
+    """The keys of `spec_entries` and those of the query are the same."""
+    limits = {"cores": 16, "nodes": 2, "memory_mb": 64000, "walltime": "24:00:00", "partition": "main"}
+    cluster = ClusterConfig(queue=queue, classes={"large": limits})
+    asked = spec_entries(whole_class(cluster, "large"))["_queueadapter"]
+    assert set(asked) == set(sizes)
+    schema = FWorker.from_file(str(FW_CONFIGS / "my_fworker.yaml")).query["$jsonSchema"]
+    allowed = schema["properties"]["spec"]["properties"]["_queueadapter"]
+    [(keys, value)] = allowed["patternProperties"].items()
+    assert all(re.search(keys, key) for key in asked)
+    no_text = value["anyOf"][1]["not"]["pattern"]
+    assert not any(re.search(no_text, str(text)) for text in asked.values())
 
 
 @pytest.mark.filterwarnings("error:Key")
@@ -126,7 +178,7 @@ def test_slurm_job_runs_rlaunch_in_its_own_folder(tmp_path):
     adapter = load_object_from_file(str(FW_CONFIGS / "my_qadapter.yaml"))
     assert isinstance(adapter, CommonAdapter)
 
-    lines = adapter.get_script_str(str(tmp_path)).splitlines()
+    lines = _script_lines(adapter, tmp_path)
 
     assert [line for line in lines if line.startswith("#SBATCH")] == [
         "#SBATCH --nodes=1",
@@ -136,29 +188,78 @@ def test_slurm_job_runs_rlaunch_in_its_own_folder(tmp_path):
         "#SBATCH --job-name=dftfactory",
         "#SBATCH --output=dftfactory-%j.out",
         "#SBATCH --error=dftfactory-%j.error",
+        "#SBATCH --signal=B:USR1@120",
     ]
     assert _commands(lines) == [
         "export FW_CONFIG_FILE=/path/to/this/folder/FW_config.yaml",
         f"cd {tmp_path}",
-        "rlaunch -c /path/to/this/folder rapidfire --timeout 57600",
+        "exec rlaunch -c /path/to/this/folder rapidfire --timeout 57600",
     ]
 
 
 @pytest.mark.filterwarnings("error:Key")
 def test_pbs_job_runs_rlaunch_in_its_own_folder(tmp_path):
-    adapter = load_object_from_file(str(FW_CONFIGS / "my_qadapter_pbs.yaml"))
-
-    lines = adapter.get_script_str(str(tmp_path)).splitlines()
+    """OpenPBS and PBS Pro: by the template that is beside the file."""
+    lines = _script_lines(_pbs_adapter(tmp_path), tmp_path)
 
     assert [line for line in lines if line.startswith("#PBS")] == [
-        "#PBS -l nodes=1:ppn=16",
+        "#PBS -l select=1:ncpus=16:mpiprocs=16:mem=60gb",
         "#PBS -l walltime=24:00:00",
         "#PBS -q batch",
         "#PBS -N dftfactory",
         "#PBS -o FW_job.out",
         "#PBS -e FW_job.error",
     ]
-    assert _commands(lines)[1:] == [f"cd {tmp_path}", "rlaunch -c /path/to/this/folder rapidfire --timeout 57600"]
+    assert _commands(lines)[1:] == [f"cd {tmp_path}", "exec rlaunch -c /path/to/this/folder rapidfire --timeout 57600"]
+
+
+@pytest.mark.filterwarnings("error:Key")
+def test_torque_takes_the_template_of_fireworks(tmp_path):
+    """As the comment says: without the line of the template, and with pmem in the place of mem."""
+    text = (FW_CONFIGS / "my_qadapter_pbs.yaml").read_text()
+    torque = re.sub(r"^_fw_template_file: .*$", "", text, flags=re.M).replace("mem: 60gb", "pmem: 4gb")
+    (tmp_path / "my_qadapter.yaml").write_text(torque.replace("place: null", ""))
+    lines = _script_lines(load_object_from_file(str(tmp_path / "my_qadapter.yaml")), tmp_path)
+    assert [line for line in lines if line.startswith("#PBS -l")] == [
+        "#PBS -l nodes=1:ppn=16",
+        "#PBS -l walltime=24:00:00",
+        "#PBS -l pmem=4gb",
+    ]
+
+
+@pytest.mark.filterwarnings("error:Key")
+@pytest.mark.parametrize("own", [{}, {"ntasks": 8}, {"ntasks_per_node": None, "nodes": 4}])
+def test_size_that_a_firework_asks_for_takes_the_place_of_the_files(tmp_path, own):
+    """Whatever of the two words for tasks my_qadapter.yaml has: they never contradict each other."""
+    adapter = load_object_from_file(str(FW_CONFIGS / "my_qadapter.yaml"))
+    adapter.update(own)
+    adapter.update(SIZES)  # as qlaunch -r does
+    lines = _script_lines(adapter, tmp_path)
+    asked = [line for line in lines if re.search(r"--(nodes|ntasks|ntasks-per-node|mem|time|partition)=", line)]
+    assert asked == [
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks=32",
+        "#SBATCH --ntasks-per-node=16",
+        "#SBATCH --time=1-00:00:00",
+        "#SBATCH --partition=main",
+        "#SBATCH --mem=64000M",
+    ]
+
+
+@pytest.mark.filterwarnings("error:Key")
+def test_size_that_a_firework_asks_for_under_pbs(tmp_path):
+    adapter = _pbs_adapter(tmp_path)
+    adapter.update(PBS_SIZES)
+    lines = _script_lines(adapter, tmp_path)
+    assert "#PBS -l select=1:ncpus=16:mpiprocs=16:mem=64000mb" in lines
+    assert "#PBS -q long.q_2-a" in lines
+
+
+def test_signal_comes_before_the_end_and_after_pw_x_has_saved_by_itself():
+    """A pw.x that knows the end of its job leaves itself margin_seconds."""
+    adapter = load_object_from_file(str(FW_CONFIGS / "my_qadapter.yaml"))
+    [seconds] = re.fullmatch(r"B:USR1@(\d+)", adapter["signal"]).groups()
+    assert int(seconds) > WorkerConfig().margin_seconds
 
 
 @pytest.mark.parametrize("name", ["my_qadapter.yaml", "my_qadapter_pbs.yaml"])
@@ -210,6 +311,21 @@ def test_fireworks_finds_the_other_files_through_the_folder_named_in_its_setting
     assert settings["LAUNCHPAD_LOC"] == str(FW_CONFIGS / "my_launchpad.yaml")
     assert settings["FWORKER_LOC"] == str(FW_CONFIGS / "my_fworker.yaml")
     assert settings["QUEUEADAPTER_LOC"] == str(FW_CONFIGS / "my_qadapter.yaml")
+
+
+def _pbs_adapter(folder: Path) -> CommonAdapter:
+    """my_qadapter_pbs.yaml with the folder filled in, as `dftfactory init` does."""
+    text = (FW_CONFIGS / "my_qadapter_pbs.yaml").read_text()
+    template = f"_fw_template_file: {FW_CONFIGS}/PBS_template.txt"
+    (folder / "pbs.yaml").write_text(re.sub(r"^_fw_template_file: .*$", template, text, flags=re.M))
+    return load_object_from_file(str(folder / "pbs.yaml"))
+
+
+def _script_lines(adapter: CommonAdapter, folder: Path) -> list[str]:
+    """The script that FireWorks makes, which is one that bash can read."""
+    script = adapter.get_script_str(str(folder))
+    subprocess.run(["/bin/bash", "-n"], input=script, text=True, check=True)
+    return script.splitlines()
 
 
 def _commands(lines: list[str]) -> list[str]:

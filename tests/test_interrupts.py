@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from dftfactory.interrupts import postponed_signals, stopped_by_signals
+from dftfactory import interrupts
+from dftfactory.interrupts import asked_to_stop, postponed_signals, soft_stops, stopped_by_signals, waiting
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -91,3 +92,48 @@ def test_a_handler_of_the_application_is_left_alone() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == [signal.SIGTERM]
+
+
+# A soft stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP])
+def test_a_first_signal_is_noted_and_the_work_goes_on(number: signal.Signals) -> None:
+    with soft_stops():
+        assert asked_to_stop() is None
+        with stopped_by_signals():  # as around each calculation
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)  # an echo, from the script of the job
+            stop = asked_to_stop()
+    assert stop is not None
+    assert (stop.name, stop.is_urgent) == (number.name, number != signal.SIGUSR1)
+    assert asked_to_stop() is None
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_a_second_signal_ends_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "ECHO_SECONDS", -1.0)
+
+    def work() -> None:
+        with soft_stops():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as end:
+        work()
+    assert end.value.code == 128 + signal.SIGTERM
+
+
+def test_what_only_waits_is_ended_but_not_by_a_warning() -> None:
+    """A database may be away for half an hour."""
+    steps = []
+
+    def wait(number: signal.Signals) -> None:
+        with soft_stops(), waiting():
+            os.kill(os.getpid(), number)
+            steps.append(number)
+
+    wait(signal.SIGUSR1)
+    with pytest.raises(SystemExit):
+        wait(signal.SIGTERM)
+    assert steps == [signal.SIGUSR1]

@@ -323,7 +323,7 @@ def test_a_run_is_stopped_although_the_disk_is_too_full_to_say_why(
         raise OSError(28, "No space left on device")
 
     process = started(tmp_path, script(tmp_path, "printf '     total energy              = NaN Ry\\n'; sleep 600"))
-    monkeypatch.setattr(jobs, "write_history", full)
+    monkeypatch.setattr("dftfactory.supervision.write_history", full)
     assert process.wait() == -signal.SIGTERM
 
 

@@ -349,3 +349,71 @@ def test_through_a_link_pw_x_is_seen_too(tmp_path: Path) -> None:
     with subprocess.Popen(["/bin/sleep", "600"], env={RUN_DIR: str(tmp_path / "data" / "run")}) as pw:
         assert list(pw_sessions(tmp_path / "home").values()) == [tmp_path / "data" / "run"]
         pw.kill()
+
+
+# Jobs that the queue has ended
+
+
+@pytest.fixture
+def job_ended(launchpad: Any, launch: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Finding]:
+    """Return a function that lets the queue say how the job of the lost run of Firework 1 has ended, and reconciles."""
+    from fireworks import FWorker
+
+    def end(word: str) -> Finding:
+        folder = launch() if not launchpad.launches.count_documents({}) else Path("/nonexistent")
+        if folder == Path("/nonexistent"):
+            launchpad.checkout_fw(FWorker(), str(folder), fw_id=1)
+        claim(launchpad, folder, job={"queue": "slurm", "id": "12"})
+        said = JobAnswer(JobState.OVER, f"slurm job 12: {word}", word)
+        monkeypatch.setattr(lost_runs, "job_states", lambda jobs: dict.fromkeys(jobs, said))
+        [finding] = [found for found in reconcile(launchpad)[0] if found.fw_id == 1]
+        return finding
+
+    return end
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"), [("TIMEOUT", "walltime_seconds", 3600), ("OUT_OF_MEMORY", "memory_mb", 8000)]
+)
+def test_a_run_whose_job_was_killed_gets_more_of_what_it_lacked(
+    word: str, key: str, value: int, launchpad: Any, job_ended: Callable[[str], Finding]
+) -> None:
+    from test_next_job import RESOURCES
+
+    launchpad.fireworks.update_one({"fw_id": 1}, {"$set": {"spec.resources": RESOURCES}})
+    finding = job_ended(word)
+    assert finding.fate is Fate.READY
+    assert "goes on in a job of" in finding.evidence
+    spec = specs(launchpad)["a"]
+    assert (spec["resources"][key], spec["_category"]) == (value, "small")
+    assert sum(spec["jobs"].values()) == 1
+
+
+def test_a_cancelled_job_counts_for_nothing(launchpad: Any, job_ended: Callable[[str], Finding]) -> None:
+    assert job_ended("CANCELLED").fate is Fate.READY
+    assert "jobs" not in specs(launchpad)["a"]
+
+
+def test_a_structure_that_kills_each_of_its_jobs_fails_in_the_end(
+    launchpad: Any, queued: Any, job_ended: Callable[[str], Finding]
+) -> None:
+    fates = [job_ended("OUT_OF_MEMORY").fate for _ in range(10)]
+    assert fates == [Fate.READY] * 9 + [Fate.FIZZLED]
+    sync(queued, launchpad)
+    row = queued.get(calculation_id="a")
+    assert (row.status, row.failure) == ("FAILED", "OUT_OF_MEMORY")
+    assert row.reason.startswith("a: OUT_OF_MEMORY: it has had 10 jobs of at most 10 (10 ended with OUT_OF_MEMORY)")
+
+
+def test_a_reservation_whose_job_was_cancelled_keeps_what_it_asks_for(
+    launchpad: Any, launch: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"spec._queueadapter": {"mem": "8000M"}, "spec.jobs": {"WALLTIME": 3}, "spec._category": "large"}
+    launchpad.fireworks.update_one({"fw_id": 1}, {"$set": asked})
+    launch(state="RESERVED")
+    launchpad.set_reservation_id(1, "12")
+    said = JobAnswer(JobState.OVER, "slurm job 12: CANCELLED", "CANCELLED")
+    monkeypatch.setattr(lost_runs, "job_states", lambda jobs: dict.fromkeys(jobs, said))
+    assert the_finding(launchpad).fate is Fate.READY
+    assert states(launchpad)[1] == "READY"
+    assert {f"spec.{name}": specs(launchpad)["a"][name] for name in ("_queueadapter", "jobs", "_category")} == asked

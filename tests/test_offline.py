@@ -40,7 +40,7 @@ from dftfactory.store import LabelStore
 from dftfactory.workflows import make_workflow
 
 FW_CONFIGS = Path(__file__).parents[1] / "fw_configs"
-OFFLINE = "rlaunch -c /path/to/this/folder singleshot --offline"
+OFFLINE = "exec rlaunch -c /path/to/this/folder singleshot --offline"
 FakePw = Callable[..., WorkerConfig]
 
 
@@ -450,3 +450,29 @@ def test_a_label_that_an_earlier_launch_has_left_is_not_computed_again(
     assert states(launchpad) == {1: "COMPLETED"}
     assert last_launch(launchpad)["action"]["stored_data"]["run_dir"] == str(first)
     assert launches() == []
+
+
+# Another job
+
+
+@pytest.mark.mongodb
+def test_a_calculation_that_ran_out_of_time_offline_goes_on_in_another_job(
+    launchpad: LaunchPad, queue_firework: Callable[[], Path], fake_pw: FakePw, launches: Callable[[], list[str]]
+) -> None:
+    """The rocket could not tell the LaunchPad; `recover` reads what it has left, and a second time changes nothing."""
+    worker = fake_pw("max_seconds", "converged")
+    first = queue_firework()
+    script = Path(worker.pw_command[0]).with_name("pw.sh")
+    # The queue warns, and pw.x has stopped by then.
+    script.write_text(f'#!/bin/sh\nkill -USR1 $PPID\nsleep 0.5\nexec {worker.pw_command[0]} "$@"\n')
+    script.chmod(0o755)
+    run(first, *offline_words(first, worker.model_copy(update={"pw_command": [str(script)]})))
+    assert recover(launchpad) == (1, [])
+    assert states(launchpad) == {1: "READY"}
+    assert specs(launchpad)["a"]["jobs"]["WALLTIME"] == 1
+    assert recover(launchpad) == (0, [])
+    second = queue_firework()
+    run(second, *offline_words(second, worker))
+    assert recover(launchpad)[1] == []
+    assert states(launchpad) == {1: "COMPLETED"}
+    assert last_launch(launchpad)["action"]["stored_data"]["run_dir"] == str(first)

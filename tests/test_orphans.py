@@ -131,10 +131,12 @@ def test_each_of_several_starts_belongs_to_the_folder_above(tmp_path: Path, star
     (folder / "pw.in").unlink()
     starts = [begin(folder / name, note=None) for name in ("start_0", "start_1")]
     start(starts[1], OBEDIENT)
-    assert end_orphans(folder) == [f"stopped pw.x in {starts[1]}"]
-    # Nobody goes on with a single one of them: its density would lie there for ever.
-    assert not may_resume(starts[1])
-    assert not (starts[1] / "out" / "pwscf.save").exists()
+    done = end_orphans(folder)
+    assert done[0] == f"stopped pw.x in {starts[1]}"
+    assert done[-1] == f"kept its state in {starts[1]}"
+    # The first one was killed while it ran: it begins anew.
+    assert [may_resume(start) for start in starts] == [False, True]
+    assert not (starts[0] / "out" / "pwscf.save").exists()
 
 
 def test_the_folder_of_another_rocket_below_is_not_touched(tmp_path: Path, start: Start) -> None:

@@ -31,7 +31,16 @@ EXCEPTIONS = {
 
 # Which modules may import a package that is somebody else's idea of the world.
 FENCES = {
-    "fireworks": {"workflows", "firetasks", "lost_labels", "lost_runs", "repairs", "launchpad", "offline"},
+    "fireworks": {
+        "workflows",
+        "firetasks",
+        "lost_labels",
+        "lost_runs",
+        "repairs",
+        "launchpad",
+        "offline",
+        "queue_checks",
+    },
     "custodian": {"handlers", "jobs", "runner"},
     "pymongo": {"store", "launchpad", "local_launchpad"},
     "secantus": {"local_server"},

@@ -17,6 +17,7 @@ from queue_helpers import label_for, make_database, rows, shifted, specs, states
 from upf_texts import version_2
 
 from dftfactory import pipeline
+from dftfactory.cluster import ClusterConfig
 from dftfactory.config import DFTConfig
 from dftfactory.errors import CalculationError, ConfigError, LaunchPadError, PseudopotentialError
 from dftfactory.launches import count_failures, count_fireworks
@@ -280,6 +281,63 @@ def test_label_above_the_largest_force_of_the_configuration_is_not_reused(
     assert "max_force = 0.1 eV/Å" in rows(queued)["a"].reason
     sync(queued, launchpad)
     assert (statuses(queued)["a"], statuses(queued)["b"]) == ("FAILED", "FAILED")
+
+
+CLUSTER = ClusterConfig(
+    queue="slurm",
+    classes={
+        "small": {"cores": 1, "memory_mb": 300, "walltime": "00:10:00", "packed": True},
+        "large": {"cores": 16, "memory_mb": 64000, "walltime": "24:00:00", "partition": "main"},
+    },
+)
+
+
+@pytest.fixture
+def small_and_large(si_atoms: Atoms, tmp_path: Path) -> Any:
+    """`a` takes a core some seconds, `b` many cores hours."""
+    large = si_atoms * (4, 4, 4)
+    large.rattle(0.05, seed=1)
+    return make_database(tmp_path / "c.db", si_atoms, large)
+
+
+def test_each_structure_asks_for_the_class_of_jobs_that_it_fits_into(
+    launchpad: Any, fake_config: DFTConfig, small_and_large: Any
+) -> None:
+    """Without a cluster.yaml a specification says nothing of a queue, and every rocket takes it."""
+    summary = submit(small_and_large, fake_config, launchpad, cluster=CLUSTER)
+    assert summary.by_class == {"small": 1, "large": 1}
+    small, large = (specs(launchpad)[name] for name in "ab")
+    assert (small["_category"], large["_category"]) == ("small", "large")
+    assert large["_queueadapter"]["queue"] == "main"
+    assert 1 < large["_queueadapter"]["ntasks"] <= 16
+    assert large["resources"]["memory_mb"] <= 64000
+
+
+def test_class_that_the_user_gives_is_that_of_all(
+    launchpad: Any, fake_config: DFTConfig, small_and_large: Any, tmp_path: Path
+) -> None:
+    summary = write_workflows(small_and_large, fake_config, tmp_path / "wf", cluster=CLUSTER, job_class="large")
+    assert summary.by_class == {"large": 2}
+    assert '"_category": "large"' in (tmp_path / "wf" / "a.json").read_text()
+
+
+def test_structure_that_runs_again_asks_anew_and_its_old_jobs_are_forgotten(
+    launchpad: Any, fake_config: DFTConfig, small_and_large: Any
+) -> None:
+    submit(small_and_large, fake_config, launchpad, cluster=CLUSTER, job_class="large")
+    fw_id = fizzle(launchpad, "a", GAVE_UP)
+    launchpad.fireworks.update_one({"fw_id": fw_id}, {"$set": {"spec.jobs": {"OUT_OF_MEMORY": 9}}})
+    sync(small_and_large, launchpad)
+    small_and_large.update(1, status="SELECTED")
+    assert submit(small_and_large, fake_config, launchpad, cluster=CLUSTER).by_class == {"small": 1}
+    spec = specs(launchpad)["a"]
+    assert (spec["_category"], spec.get("jobs")) == ("small", None)
+    # Somewhere else, without classes.
+    fizzle(launchpad, "a", GAVE_UP)
+    sync(small_and_large, launchpad)
+    small_and_large.update(1, status="SELECTED")
+    submit(small_and_large, fake_config, launchpad)
+    assert not {"resources", "_category", "_queueadapter"} & set(specs(launchpad)["a"])
 
 
 @pytest.mark.pw

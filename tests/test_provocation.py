@@ -339,7 +339,7 @@ def test_more_pools_than_ranks_become_fewer(tmp_path: Path, undisturbed: DFTResu
 def test_more_ranks_than_planes_become_fewer(tmp_path: Path) -> None:
     """Eight ranks for a grid of 9 x 9 x 9: pw.x gives some of them no plane wave, and ends without a word."""
     atoms = Atoms("H", cell=[1.8, 1.8, 1.8], pbc=True)
-    worker = WorkerConfig(mpi_command="mpirun --oversubscribe -np {cores}", parallel_cores=8)
+    worker = WorkerConfig(mpi_command="mpirun --oversubscribe -np {cores}", parallel_cores=8, npool=1)
     result = QERunner(configured(kspacing=10), worker).run(atoms, tmp_path / "run")
     assert {attempt["outcome"] for attempt in result.history[:-1]} == {"PARALLELIZATION"}
     assert 1 <= result.n_ranks < 8

@@ -480,6 +480,16 @@ def test_a_layout_that_does_not_fit_shrinks_to_one_rank(level_0):
     assert layouts == [(8, 2), (8, 1), (4, 1), (2, 1), (1, 1)]
 
 
+def test_ranks_that_share_a_matrix_are_a_square_that_the_pool_has(level_0):
+    """Where the layout names them; pw.x chooses otherwise."""
+    parameters, sharing = {**level_0, "parallel_cores": 16, "npool": 1, "ndiag": 16}, []
+    while parameters := fail(parameters, Failure.PARALLELIZATION):
+        sharing.append((parameters["parallel_cores"], parameters["ndiag"]))
+
+    assert sharing == [(8, 4), (4, 4), (2, 1), (1, 1)]
+    assert "ndiag" not in fail({**level_0, "npool": 1}, Failure.PARALLELIZATION)
+
+
 def test_pools_always_divide_the_ranks(level_0):
     six = fail({**level_0, "parallel_cores": 12, "npool": 6}, Failure.PARALLELIZATION)
     assert six["npool"] == 4

@@ -788,3 +788,34 @@ def test_what_has_no_cell_is_refused(
     ):
         QERunner(fake_config, fake_pw("converged")).run(structure, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# The layout
+
+
+@pytest.mark.parametrize(
+    ("settings", "layout"),
+    [
+        ({}, (1, 1, None)),
+        ({"parallel_cores": 4}, (4, 4, 1)),
+        ({"parallel_cores": 4, "npool": 1}, (4, 1, 1)),
+        ({"parallel_cores": 4, "ndiag": None}, (4, 4, None)),
+        ({"parallel_cores": 4, "npool": 4, "ndiag": 4}, (4, 4, 1)),
+    ],
+)
+def test_the_first_attempt_has_the_layout_of_the_structure_unless_the_worker_prescribes_one(
+    fake_pw: FakePw, fake_config: DFTConfig, si_atoms: Atoms, tmp_path: Path, settings: dict[str, Any], layout: Any
+) -> None:
+    worker = fake_pw("converged", mpi_command=["env", "RANKS={cores}"], **settings)
+    QERunner(fake_config, worker).run(si_atoms, tmp_path / "run")
+    parameters = history_of(tmp_path / "run")[0]["parameters"]
+    assert tuple(parameters.get(name) for name in ("parallel_cores", "npool", "ndiag")) == layout
+
+
+def test_a_memory_of_the_worker_that_is_too_small_for_pools_leaves_one(
+    fake_pw: FakePw, fake_config: DFTConfig, si_atoms: Atoms, tmp_path: Path
+) -> None:
+    """The density of each pool is small here, so that only a limit below everything tells."""
+    worker = fake_pw("converged", mpi_command=["env", "RANKS={cores}"], parallel_cores=4, memory_mb=60)
+    QERunner(fake_config, worker).run(si_atoms, tmp_path / "run")
+    assert history_of(tmp_path / "run")[0]["parameters"]["parallel_cores"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dftfactory import setup_files
 from dftfactory.config import DFTConfig
 from dftfactory.errors import ConfigError
 from dftfactory.recovery import LADDER
-from dftfactory.setup_files import write_start_files
+from dftfactory.setup_files import refuse_to_overwrite, write_start_files
 
 FW_CONFIGS = Path(__file__).parents[1] / "fw_configs"
 
@@ -34,7 +35,7 @@ def uncommented(text: str) -> str:
 
 def test_every_file_is_written_and_named(tmp_path: Path) -> None:
     written = write_start_files(tmp_path / "new" / "project")
-    names = ["dft.yaml", *(f"fw_configs/{path.name}" for path in sorted(FW_CONFIGS.iterdir()))]
+    names = ["dft.yaml", *(f"fw_configs/{path.name}" for path in sorted(FW_CONFIGS.iterdir()) if path.is_file())]
     assert [str(path.relative_to(tmp_path / "new" / "project")) for path in written] == names
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(written)
 
@@ -42,7 +43,7 @@ def test_every_file_is_written_and_named(tmp_path: Path) -> None:
 def test_fw_configs_are_copied_with_the_name_of_their_folder(tmp_path: Path) -> None:
     """`export FW_CONFIG_FILE=...` is then all that FireWorks' commands need."""
     write_start_files(tmp_path)
-    for source in FW_CONFIGS.iterdir():
+    for source in filter(Path.is_file, FW_CONFIGS.iterdir()):
         expected = source.read_text().replace("# CONFIG_FILE_DIR:", "CONFIG_FILE_DIR:")
         expected = expected.replace("/path/to/this/folder", str(tmp_path / "fw_configs"))
         assert (tmp_path / "fw_configs" / source.name).read_text() == expected
@@ -85,6 +86,18 @@ def test_examples_in_the_prose_are_meant_for_the_reader(tmp_path: Path) -> None:
     assert "{{" not in text
 
 
+def test_folder_with_a_blank_in_its_name_stands_between_quotes(tmp_path: Path) -> None:
+    """In YAML and in the lines of shell alike."""
+    write_start_files(tmp_path / "my project")
+    folder = tmp_path / "my project" / "fw_configs"
+    texts = {path.name: path.read_text() for path in folder.iterdir()}
+    assert YAML(typ="safe").load(texts["FW_config.yaml"])["CONFIG_FILE_DIR"] == str(folder)
+    assert YAML(typ="safe").load(texts["my_qadapter_pbs.yaml"])["_fw_template_file"] == f"{folder}/PBS_template.txt"
+    adapter = YAML(typ="safe").load(texts["my_qadapter.yaml"])
+    assert shlex.split(adapter["rocket_launch"])[:4] == ["exec", "rlaunch", "-c", str(folder)]
+    assert shlex.split(adapter["pre_rocket"].splitlines()[0])[1] == f"FW_CONFIG_FILE={folder}/FW_config.yaml"
+
+
 @pytest.mark.parametrize("folder", ["/data/upf", "/data/Ecole d'ete: #1 {pbe}", '/data/"quoted" \\ ü', "/no", "/1e5"])
 def test_folder_of_pseudopotentials_may_have_any_name(tmp_path: Path, folder: str) -> None:
     write_start_files(tmp_path, folder)
@@ -107,6 +120,14 @@ def test_nothing_is_overwritten_and_nothing_else_is_written(tmp_path: Path, ther
     with pytest.raises(ConfigError, match=rf"{there} already there; nothing was written"):
         write_start_files(tmp_path)
     assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine"]
+
+
+def test_questions_come_after_the_look_for_files(tmp_path: Path) -> None:
+    """Nobody answers nine questions in vain."""
+    refuse_to_overwrite(tmp_path)
+    (tmp_path / "dft.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"dft\.yaml already there"):
+        refuse_to_overwrite(tmp_path)
 
 
 def test_link_to_nowhere_is_not_followed(tmp_path: Path) -> None:

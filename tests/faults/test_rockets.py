@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from queue_helpers import make_database, rlaunch, rows, start_rlaunch, states, statuses
 from recordings import StandIn, numbers_of, structure
-from victims import launch, run_rocket, wait_until
+from victims import launch, run_rocket, run_signalled_rocket, wait_until
 
 from dftfactory.config import DFTConfig
+from dftfactory.interrupts import ECHO_SECONDS
 from dftfactory.lost_runs import Fate, reconcile
 from dftfactory.pipeline import submit, sync, write_workflows
 from dftfactory.sessions import pw_sessions
@@ -206,10 +210,76 @@ def test_a_rocket_that_is_asked_to_end_leaves_its_firework_ready_and_begins_no_o
     assert rocket.returncode == -number, printed
     assert states(launchpad) == {1: "READY", 2: "READY"}
     assert len(stand_in.events("start")) == 1
+    # Ctrl-C is for somebody who sits there and waits.
+    assert len(stand_in.events("stopped")) == (1 if number == signal.SIGTERM else 0)
     assert not pw_sessions(tmp_path)
     stand_in.let_go()
     rlaunch(launchpad, tmp_path / "run", env(stand_in), "rapidfire")
     assert sync(db, launchpad).completed == 2
+    assert stand_in.events("violation") == []
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_second_signal_stops_a_pw_x_that_does_not_listen(
+    second: signal.Signals, launchpad: Any, queue: Any, stand_in: StandIn, tmp_path: Path
+) -> None:
+    settings = json.loads((stand_in.folder / "settings.json").read_text())
+    (stand_in.folder / "settings.json").write_text(json.dumps({**settings, "deaf": True}))
+    stand_in.hold()
+    rocket = start_rlaunch(launchpad, tmp_path / "run", env(stand_in), "rapidfire")
+    try:
+        wait_until(lambda: stand_in.events("start"))
+        rocket.send_signal(signal.SIGUSR1)
+        wait_until(lambda: list(tmp_path.glob("run/*/pwscf.EXIT")))
+        assert rocket.poll() is None
+        time.sleep(ECHO_SECONDS + 0.2)  # what comes sooner is an echo
+        rocket.send_signal(second)
+        printed, _ = rocket.communicate(timeout=60)
+    finally:
+        rocket.kill()
+    assert rocket.returncode == -second, printed
+    assert states(launchpad) == {1: "READY"}
+    assert not pw_sessions(tmp_path)
+
+
+@pytest.mark.parametrize("first", ["pw.x", "rlaunch"])
+def test_a_signal_to_all_processes_of_a_job_begins_no_other_attempt(
+    first: str, launchpad: Any, queue: Any, stand_in: StandIn, tmp_path: Path
+) -> None:
+    """As Slurm does at the end of a job; pw.x dies of it before it has saved, and the next launch takes its place."""
+    stand_in.hold()
+    rocket = start_rlaunch(launchpad, tmp_path / "run", env(stand_in), "rapidfire")
+    try:
+        [event] = wait_until(lambda: stand_in.events("start"))
+        for pid in (event["pid"], rocket.pid) if first == "pw.x" else (rocket.pid, event["pid"]):
+            os.kill(pid, signal.SIGTERM)
+        printed, _ = rocket.communicate(timeout=60)
+    finally:
+        rocket.kill()
+    assert rocket.returncode == -signal.SIGTERM, printed
+    assert states(launchpad) == {1: "READY"}
+    stand_in.let_go()
+    rlaunch(launchpad, tmp_path / "run", env(stand_in))
+    [label] = LabelStore(launchpad).all()
+    history = label["result"]["history"]
+    assert [(attempt["outcome"], attempt.get("saved")) for attempt in history] == [
+        ("WALLTIME", False),
+        ("CONVERGED", None),
+    ]
+    assert "SIGTERM came; pw.x ended before it had saved its state" in history[0]["evidence"]
+    assert [event["restart"] for event in stand_in.events("start")] == [False, False]
+
+
+def test_a_signal_while_the_label_is_stored_is_heard_afterwards(
+    launchpad: Any, queue: Any, stand_in: StandIn, start: Any, tmp_path: Path
+) -> None:
+    """SIGUSR1 comes as soon as the label is on the disk: it is stored, and the Firework COMPLETED."""
+    rocket = start(run_signalled_rocket, launchpad.to_dict(), new_folder(tmp_path / "run"), env(stand_in))
+    rocket.join()
+    assert rocket.exitcode == 0
+    assert states(launchpad) == {1: "COMPLETED"}
+    assert sync(queue, launchpad).completed == 1
+    assert "after the rocket" not in (tmp_path / "run" / "printed").read_text()
 
 
 @pytest.mark.usefixtures("impatient")

@@ -103,6 +103,24 @@ def run_rocket(
     _tell(doom, folder)
 
 
+def run_signalled_rocket(settings: dict[str, Any], folder: Path, env: dict[str, Any]) -> None:
+    """Run one Firework, and get SIGUSR1 when its label is on the disk."""
+    from dftfactory import firetasks
+
+    _doomed(None, Path("/nowhere"), folder)
+    os.chdir(folder)
+    really_write = firetasks.write_label
+
+    def write_signalled(run_dir: Path, label: dict[str, Any]) -> Path:
+        path = really_write(run_dir, label)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return path
+
+    firetasks.write_label = write_signalled
+    launch(_open(settings), env)
+    os.write(1, b"after the rocket")
+
+
 def launch(launchpad: LaunchPad, env: dict[str, Any], start: Any = None) -> None:
     """Run one Firework in the present folder."""
     from fireworks.core.fworker import FWorker
