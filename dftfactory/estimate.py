@@ -8,7 +8,7 @@ also those of five cells of 36 to 256 atoms.
   1.23 to 1.54 times that of 8 runs on 2 and 4 ranks. pw.x itself prints what it is going to allocate, without the
   program: some 25 MB less for small cells. Of what it prints for the five large cells (1.8 to 5.4 GB) it is 1.01 to
   1.41 times.
-- `core_seconds` is 0.5 to 2.4 times the CPU time, 1.3 in the median; with the number of SCF iterations known 0.7 to
+- `wall_seconds` of one core is 0.5 to 2.4 times the CPU time, 1.3 in the median; with the number of SCF iterations known 0.7 to
   1.8, 1.2 in the median. The machine: one core of an AMD EPYC of 2023 at 2.6 GHz, Debian's pw.x with its own FFT.
 """
 
@@ -112,10 +112,6 @@ class Estimate:
             # Pools share the G vectors of it.
             augmentation = gvectors * (COMPLEX * (self.n_augmentations + 3 * self.n_atoms) / npool + 300)
         return ranks * (PROGRAM_MB + (kept + max(solver, screening, augmentation)) / MIB)
-
-    def core_seconds(self) -> float:
-        """Rough time of level 0 on one core of an ordinary machine."""
-        return self.wall_seconds(1)
 
     def wall_seconds(self, ranks: int, npool: int = 1, ndiag: int = 1) -> float:
         """Rough time of level 0 on `ranks` cores of an ordinary machine, of which `ndiag` share a subspace matrix."""

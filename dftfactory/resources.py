@@ -24,8 +24,6 @@ MEMORY_STEP = 500
 TIME_MARGIN = 3.0
 # Keys of a specification that say what it asks of the queue.
 ASKED = ("resources", "_category", "_queueadapter")
-# What many ranks lose to their messages, where the layout suits the cell.
-PARALLEL_EFFICIENCY = 0.7
 # Steps of the walltime in s: half an hour, 1, 2, 4, 8, 12 and 24 h, then whole days.
 _WALLTIMES = (1800, 3600, 7200, 14400, 28800, 43200, 86400)
 
@@ -119,8 +117,7 @@ def _fitting(estimate: Estimate, job_class: JobClass, core_speed: float) -> dict
         limit = job_class.memory_mb * nodes
         layout = choose_layout(estimate, job_class.cores * nodes, limit / MEMORY_MARGIN)
         memory = estimate.memory_mb(layout.cores, layout.npool) * MEMORY_MARGIN / nodes
-        efficiency = 1.0 if layout.cores == 1 else PARALLEL_EFFICIENCY
-        seconds = estimate.core_seconds() * TIME_MARGIN / (layout.cores * efficiency * core_speed)
+        seconds = estimate.wall_seconds(layout.cores, layout.npool, layout.ndiag or 1) * TIME_MARGIN / core_speed
         if layout.cores < nodes:  # nothing for all nodes to do
             return None
         if memory <= job_class.memory_mb and seconds <= job_class.walltime_seconds:

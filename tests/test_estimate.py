@@ -60,7 +60,7 @@ def test_memory_is_estimated_from_above_and_not_by_far() -> None:
 
 def test_time_is_right_within_a_factor() -> None:
     """With the iterations that the calculation is going to take still unknown."""
-    ratios = [estimate_of(run).core_seconds() / run["pw"]["cpu_seconds"] for run in RUNS]
+    ratios = [estimate_of(run).wall_seconds(1) / run["pw"]["cpu_seconds"] for run in RUNS]
     assert min(ratios) > 0.4
     assert max(ratios) < 3.0
     assert 0.9 < statistics.median(ratios) < 1.6
@@ -120,7 +120,7 @@ def test_more_cores_are_faster_until_messages_cost_more_than_they_save() -> None
     seconds = [estimate.wall_seconds(ranks) for ranks in range(1, 25)]
     assert seconds[0] > seconds[1] > seconds[3]
     assert seconds[-1] > min(seconds)
-    assert seconds[0] == estimate.core_seconds()
+    assert seconds[0] == estimate.wall_seconds(1)
 
 
 def test_numbers_are_plain() -> None:
@@ -129,5 +129,5 @@ def test_numbers_are_plain() -> None:
     numbers = [*estimate.fft_grid, estimate.n_bands, estimate.n_kpoints, estimate.n_planewaves, estimate.n_gvectors]
     assert all(type(number) is int for number in numbers)
     assert type(estimate.memory_mb(4, 2)) is float
-    assert type(estimate.core_seconds()) is float
+    assert type(estimate.wall_seconds(1)) is float
     assert not any(isinstance(value, np.generic) for value in vars(estimate).values())

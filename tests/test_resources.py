@@ -14,7 +14,6 @@ from dftfactory.cluster import ClusterConfig
 from dftfactory.errors import ConfigError
 from dftfactory.resources import (
     MEMORY_MARGIN,
-    PARALLEL_EFFICIENCY,
     TIME_MARGIN,
     grow_memory,
     grow_walltime,
@@ -28,6 +27,8 @@ CLASSES: dict[str, Any] = {
     "large": {"cores": 16, "memory_mb": 64000, "walltime": "24:00:00", "partition": "main"},
     "bigmem": {"cores": 32, "memory_mb": 500000, "walltime": "12:00:00", "partition": "fat"},
 }
+# Of several ranks, in these tests.
+EFFICIENCY = 0.7
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Needs:
     def memory_mb(self, ranks: int, npool: int = 1) -> float:
         return self.megabytes
 
-    def core_seconds(self) -> float:
-        return self.seconds
+    def wall_seconds(self, ranks: int, npool: int = 1, ndiag: int = 1) -> float:
+        return self.seconds / (1.0 if ranks == 1 else ranks * EFFICIENCY)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,7 @@ def test_first_class_that_the_structure_fits_into_with_a_margin(
 def test_what_is_asked_for_has_margins_and_sensible_steps(cluster: ClusterConfig) -> None:
     """10,000 MB and 10 core hours on 16 ranks: 13,000 MB, and 10 x 3 / (16 x 0.7) = 2.7 h, so 4 h."""
     asked = request(10000, 36000, cluster)
-    assert (MEMORY_MARGIN, TIME_MARGIN, PARALLEL_EFFICIENCY) == (1.3, 3.0, 0.7)
+    assert (MEMORY_MARGIN, TIME_MARGIN, EFFICIENCY) == (1.3, 3.0, 0.7)
     assert {key: asked[key] for key in ("class", "nodes", "cores", "memory_mb", "walltime_seconds")} == {
         "class": "large",
         "nodes": 1,
