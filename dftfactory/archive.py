@@ -16,6 +16,7 @@ import contextlib
 import gzip
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -143,7 +144,7 @@ def read_archive(path: Path, campaign: str | None = None) -> Iterator[Record]:
                     return
                 yield record
             raise ValueError("its end is missing")
-    except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path} is no archive that can be read ({error})") from error
 
 
@@ -248,13 +249,15 @@ def _take_out(launchpad: LaunchPad, path: Path, campaign: str) -> Counter[str]:
         now = {firework["_id"]: from_json(to_json(firework)) for firework in found}
         same = [_id for _id, firework in now.items() if _is_same(by_id[_id]["firework"], firework)]
         done["changed"] += len(now) - len(same)
-        shared = [_id for _id in same if by_id[_id]["shared"] and campaign in now[_id]["spec"].get("campaigns", ())]
+        # As it is now: another campaign may have joined since, or have left.
+        ours = [_id for _id in same if campaign in now[_id]["spec"].get("campaigns", ())]
+        shared = [_id for _id in ours if now[_id]["spec"]["campaigns"] != [campaign]]
         if shared:
             _leave(launchpad, [now[_id]["fw_id"] for _id in shared], campaign)
             done["shared"] += len(shared)
-        alone = [_id for _id in same if not by_id[_id]["shared"]]
-        # First the Firework, and only while it is over: who sets it READY in this moment keeps it.
-        query = {"_id": {"$in": alone}, "state": {"$in": OVER}}
+        alone = [_id for _id in ours if now[_id]["spec"]["campaigns"] == [campaign]]
+        # First the Firework, and only while it is over: who sets it READY or joins it in this moment keeps it.
+        query = {"_id": {"$in": alone}, "state": {"$in": OVER}, "spec.campaigns": [campaign]}
         done["deleted"] += launchpad.fireworks.delete_many(query).deleted_count if alone else 0
         left = {firework["_id"] for firework in launchpad.fireworks.find({"_id": {"$in": list(by_id)}}, {"_id": 1})}
         gone = [record for _id, record in by_id.items() if _id not in left]

@@ -230,11 +230,15 @@ def status(
     campaign: Campaign = None,
 ) -> None:
     """Count candidates and Fireworks by state, labels by level, failures by kind."""
-    from dftfactory.candidates import count_by_status, open_candidates
     from dftfactory.display import print_status
     from dftfactory.launchpad import describe_launchpad
 
-    counts = None if candidates is None else count_by_status(open_candidates(_database(candidates)), campaign)
+    counts = None
+    if candidates is not None:
+        # ASE takes a second to load.
+        from dftfactory.candidates import count_by_status, open_candidates
+
+        counts = count_by_status(open_candidates(_database(candidates)), campaign)
     opened = _launchpad(launchpad)
     typer.echo(f"LaunchPad at {describe_launchpad(launchpad)}")
     print_status(opened, counts, campaign)

@@ -99,10 +99,11 @@ def index_rows(db: Database) -> None:
     """
     if getattr(db, "type", None) != "db":
         return
-    with transaction(db):
-        for table in ("keys", "text_key_values", "number_key_values", "species"):
-            with database_errors(db):
-                db.connection.execute(f"CREATE INDEX IF NOT EXISTS {table}_of_row ON {table}(id)")
+    with transaction(db), database_errors(db):
+        db.connection.execute("CREATE INDEX IF NOT EXISTS keys_of_row ON keys(id)")
+        db.connection.execute("CREATE INDEX IF NOT EXISTS text_key_values_of_row ON text_key_values(id)")
+        db.connection.execute("CREATE INDEX IF NOT EXISTS number_key_values_of_row ON number_key_values(id)")
+        db.connection.execute("CREATE INDEX IF NOT EXISTS species_of_row ON species(id)")
 
 
 def connection(db: Database) -> AbstractContextManager[Any]:

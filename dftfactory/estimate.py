@@ -8,8 +8,9 @@ also those of five cells of 36 to 256 atoms.
   1.23 to 1.54 times that of 8 runs on 2 and 4 ranks. pw.x itself prints what it is going to allocate, without the
   program: some 25 MB less for small cells. Of what it prints for the five large cells (1.8 to 5.4 GB) it is 1.01 to
   1.41 times.
-- `wall_seconds` of one core is 0.5 to 2.4 times the CPU time, 1.3 in the median; with the number of SCF iterations known 0.7 to
-  1.8, 1.2 in the median. The machine: one core of an AMD EPYC of 2023 at 2.6 GHz, Debian's pw.x with its own FFT.
+- `wall_seconds` of one core is 0.5 to 2.4 times the CPU time, 1.3 in the median; with the number of SCF iterations
+  known 0.7 to 1.8, 1.2 in the median. The machine: one core of an AMD EPYC of 2023 at 2.6 GHz, Debian's
+  pw.x with its own FFT.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fireworks import FiretaskBase, FWAction, explicit_serialize
 
 from dftfactory.claims import Claims, look_at, make_claim
+from dftfactory.config import WorkerConfig
 from dftfactory.errors import CalculationError, ClaimedError, ConfigError, DFTFactoryError, LaunchPadError
 from dftfactory.giving_up import details_of_softened
 from dftfactory.interrupts import SOFT_SIGNALS, asked_to_stop, ctrl_c_of_python, soft_stops, waiting
@@ -75,9 +76,8 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
         """
         spec = Specification(fw_spec)
         with soft_stops():
-            if (
-                self.launchpad is None or self.fw_id is None
-            ):  # offline: `dftfactory recover` does what needs the database
+            if self.launchpad is None or self.fw_id is None:
+                # Offline: `dftfactory recover` does what needs the database.
                 label, run_dir, unwritten = self._find_or_compute(spec, [Path.cwd(), *earlier_launch_dirs(Path.cwd())])
                 if unwritten is not None:
                     raise unwritten
@@ -186,12 +186,21 @@ def _compute(spec: Specification, run_dir: Path, n_before: int) -> dict[str, Any
             goes_on = may_resume_starts(run_dir)
             result = runner.run(spec.atoms, run_dir, spec.calculation_id, softened=True, goes_on=goes_on)
     except CalculationError as error:
-        wanted = wanted_job(error, n_before, is_late=has_time(job_seconds(), spec.worker))
+        wanted = wanted_job(error, n_before, is_late=_is_late(spec.worker))
         # Without resources more memory is for whoever queues it.
         if wanted is not None and (wanted["reason"] == WALLTIME or spec.queue.get("resources")):
             error.details[NEXT_JOB] = wanted
         raise
     return make_label(result, spec.fingerprint, spec.config, pseudopotentials, spec.force, spec.campaigns)
+
+
+def _is_late(worker: WorkerConfig) -> bool:
+    """Whether a job in which there was no time is one that others have used, and not one that is always too short.
+
+    What it takes to begin is none: a job of hardly more than pw.x needs would be begun, and handed back, without end.
+    """
+    seconds = job_seconds()
+    return seconds is None or has_time(seconds - worker.margin_seconds, worker)
 
 
 def _store(label: dict[str, Any], run_dir: Path, unwritten: OSError | None, store: LabelStore, patience: float) -> None:
@@ -253,9 +262,9 @@ def fizzled(error: DFTFactoryError) -> FWAction:
     return FWAction(stored_data={"_message": "runtime error during task", "_exception": exception}, exit=True)
 
 
-def end_launch(launchpad: LaunchPad, fw_id: int, action: FWAction, state: str) -> None:
-    """Do what FireWorks would do after the task, for a Firework that is RUNNING."""
-    firework = launchpad.fireworks.find_one({"fw_id": fw_id, "state": "RUNNING"}, {"launches": 1})
+def end_launch(launchpad: LaunchPad, fw_id: int, action: FWAction, state: str, *, of: str = "RUNNING") -> None:
+    """Do what FireWorks would do after the task, for a Firework that is RUNNING, or in the state `of`."""
+    firework = launchpad.fireworks.find_one({"fw_id": fw_id, "state": of}, {"launches": 1})
     if firework is not None and firework["launches"]:
         launchpad.complete_launch(firework["launches"][-1], action, state)
 

@@ -143,6 +143,31 @@ def test_what_another_campaign_has_too_stays_for_that_one(
     assert archive(launchpad, "three", tmp_path / "three.jsonl.gz").archived == 1
 
 
+def test_campaign_that_joins_while_a_file_waits_keeps_its_fireworks(
+    launchpad: Any, done: Any, to: Path, fake_config: DFTConfig, si_atoms: Atoms, tmp_path: Path
+) -> None:
+    """The command was interrupted, and is repeated after somebody else has asked for one of the structures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive_module, "_take_out", lambda *_: {"deleted": 0, "shared": 0, "changed": 0})
+        archive(launchpad, "one", to)
+    submit(make_database(tmp_path / "d.db", si_atoms), fake_config, launchpad, campaign="three")
+    assert archive(launchpad, "one", to).finished == 3
+    assert specs(launchpad)["a"]["campaigns"] == ["three"]
+    assert count_fireworks(launchpad, "three") == {"COMPLETED": 1}
+
+
+def test_campaign_that_has_left_while_a_file_waits_keeps_nothing(
+    launchpad: Any, done: Any, to: Path, fake_config: DFTConfig, si_atoms: Atoms, tmp_path: Path
+) -> None:
+    submit(make_database(tmp_path / "d.db", si_atoms), fake_config, launchpad, campaign="three")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive_module, "_take_out", lambda *_: {"deleted": 0, "shared": 0, "changed": 0})
+        archive(launchpad, "one", to)
+    assert archive(launchpad, "three", tmp_path / "three.jsonl.gz").shared == 1
+    assert archive(launchpad, "one", to).finished == 3
+    assert left(launchpad) == {"fireworks": 1, "workflows": 1, "launches": 0, "offline_runs": 0}
+
+
 def test_firework_with_a_claim_stays(launchpad: Any, done: Any, to: Path, tmp_path: Path) -> None:
     """Somebody may still work on it, whatever FireWorks says."""
     Claims(launchpad).take(make_claim(specs(launchpad)["b"]["fingerprint"], 2, tmp_path))
