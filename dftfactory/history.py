@@ -50,7 +50,7 @@ def has_history(run_dir: Path) -> bool:
 
 def foreign_file(run_dir: Path) -> Path | None:
     """Return a file of a calculation that is not one of ours, and that a run in this folder would replace."""
-    there = (run_dir / name for name in ("pw.in", "pw.out", "out"))
+    there = (run_dir / name for name in ("pw.in", "pw.out", "out", "start_0"))
     return None if has_history(run_dir) else next((path for path in there if os.path.lexists(path)), None)
 
 

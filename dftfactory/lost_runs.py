@@ -318,7 +318,8 @@ def _give_up(launchpad: LaunchPad, run: _Run, job: NextJob, evidence: str) -> No
     change_spec(launchpad, run.fw_id, job)
     facts = {"calculation_id": run.calculation_id, "failure": job.reason, "evidence": evidence}
     error = given_up(CalculationError("", **facts, run_dir=str(run.launch_dir)), job)
-    end_launch(launchpad, run.fw_id, fizzled(error), "FIZZLED")
+    # Of an offline rocket whose folder is out of sight the Firework is still RESERVED.
+    end_launch(launchpad, run.fw_id, fizzled(error), "FIZZLED", of=run.firework["state"])
 
 
 def _has_gone_on(launchpad: LaunchPad, run: _Run) -> bool:

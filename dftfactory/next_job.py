@@ -158,17 +158,19 @@ def give_wanted_jobs(launchpad: LaunchPad) -> int:
     for launch in list(launchpad.launches.find(query, {"_id": 0, "launch_id": 1, details: 1})):
         said = launch["action"]["stored_data"]["_exception"]["_details"]
         fw_id, job = last[launch["launch_id"]]["fw_id"], next_job(last[launch["launch_id"]]["spec"], said[NEXT_JOB])
+        still = {"fw_id": fw_id, "state": "FIZZLED", "launches": launch["launch_id"]}
+        if launchpad.fireworks.find_one(still, {"_id": 1}) is None:
+            continue  # somebody else was faster, and it may run again by now
         if job.is_ready:
             make_ready(launchpad, fw_id, job)
             n_ready += 1
         else:
-            change_spec(launchpad, fw_id, job)
-            record = {
-                f"{details}.{name}": value
-                for name, value in given_up(CalculationError("", **said), job).to_dict().items()
-            }
+            error = CalculationError(said["message"], **{name: said[name] for name in said if name != "message"})
+            record = {f"{details}.{name}": value for name, value in given_up(error, job).to_dict().items()}
             unset = {f"{details}.{NEXT_JOB}": ""}
             launchpad.launches.update_one({"launch_id": launch["launch_id"]}, {"$set": record, "$unset": unset})
+            # After it: with a count of its own it would go on.
+            change_spec(launchpad, fw_id, job)
     return n_ready
 
 

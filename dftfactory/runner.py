@@ -37,7 +37,7 @@ from dftfactory.moments import Start, starts_of
 from dftfactory.parsers import read_pw_output
 from dftfactory.pseudos import Pseudopotential, load_pseudopotentials, verify_md5
 from dftfactory.results import DFTResult
-from dftfactory.start_folders import has_ended, put_aside, read_ended
+from dftfactory.start_folders import has_ended, is_start_of, put_aside, read_ended
 from dftfactory.states import StartsRecord, state_warning
 from dftfactory.structures import to_ase_atoms
 
@@ -224,6 +224,8 @@ class QERunner:
 
     def _go_on_with_start(self, folder: Path, calculation_id: str, pw_input: str, history: dict[str, Any]) -> DFTResult:
         """Take the end of a start that an earlier job has left, go on from its state, or run it."""
+        if not is_start_of(folder, pw_input, history["prescribed"]):
+            put_aside(folder)
         if has_ended(folder):
             return _with_record(folder, read_ended(folder))
         if may_resume(folder):

@@ -23,10 +23,10 @@ class Specification:
         try:
             self.calculation_id = str(fw_spec["calculation_id"])
             self.fingerprint = str(fw_spec["fingerprint"])
-            # Names the wish of `submit --force`: a label without it is an old one.
             # What `next_job` looks at; absent where there is no cluster.yaml, and in the first job.
             self.queue = {key: dict(fw_spec[key]) for key in ("resources", "jobs") if fw_spec.get(key)}
             self.campaigns = [str(name) for name in fw_spec.get("campaigns", ())]
+            # Names the wish of `submit --force`: a label without it is an old one.
             self.force = None if fw_spec.get(FORCE) is None else str(fw_spec[FORCE])
             files = {element: str(entry["file"]) for element, entry in fw_spec["pseudopotentials"].items()}
             self.md5 = {element: str(entry["md5"]) for element, entry in fw_spec["pseudopotentials"].items()}

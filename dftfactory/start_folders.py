@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from dftfactory.errors import ParserError
 from dftfactory.failures import Failure
@@ -17,6 +19,10 @@ from dftfactory.states import FAILURES_OF_A_STATE
 _ENDS_OF_A_JOB = (None, Failure.WALLTIME.value, Failure.KILLED.value, Failure.OUT_OF_MEMORY.value)
 
 
+# What history.json says of a start beside its input.
+_OF_A_START = ("label_parameters", "md5", "starting_moments", "pbc")
+
+
 def may_resume_starts(run_dir: Path) -> bool:
     """Whether a calculation of several starts was broken off, so that the others, and its state, can be kept."""
     try:
@@ -27,12 +33,27 @@ def may_resume_starts(run_dir: Path) -> bool:
     return has_starts and attempt.get("outcome") in _ENDS_OF_A_JOB
 
 
-def has_ended(folder: Path) -> bool:
-    """Whether a start has come to its own end, a state or a failure of its state."""
+def is_start_of(folder: Path, pw_input: str, prescribed: Mapping[str, Any]) -> bool:
+    """Whether a folder has this very start: label parameters, pseudopotentials, moments, atoms, cell and k-points."""
     try:
-        return read_history(folder)["attempts"][-1].get("outcome") in ("CONVERGED", *FAILURES_OF_A_STATE)
+        begun = read_history(folder)["prescribed"]
+        text = (folder / "pw.in").read_text(encoding="utf-8")
+    except (ParserError, OSError, UnicodeDecodeError):
+        return False
+    # What recovery changes stands in the namelists, before the cards.
+    same_cards = _cards(text) == _cards(pw_input)
+    return same_cards and all(begun.get(key) == prescribed.get(key) for key in _OF_A_START)
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a start has come to its own end, a state or a failure of its state; a state that is lost counts not."""
+    try:
+        outcome = read_history(folder)["attempts"][-1].get("outcome")
+        if outcome == "CONVERGED":
+            read_pw_output(folder)
     except ParserError:
         return False
+    return outcome in ("CONVERGED", *FAILURES_OF_A_STATE)
 
 
 def put_aside(folder: Path) -> None:
@@ -51,12 +72,13 @@ def read_ended(folder: Path) -> DFTResult:
         It has failed.
     """
     history = read_history(folder)
-    attempts, cause = history["attempts"], ParserError("it was refused")
+    attempts = history["attempts"]
     if attempts[-1]["outcome"] == "CONVERGED":
-        try:
-            result = read_pw_output(folder)
-        except ParserError as error:
-            cause = error
-        else:
-            return result.with_record(level=attempts[-1]["parameters"]["level"], history=tuple(attempts))
+        result = read_pw_output(folder)
+        return result.with_record(level=attempts[-1]["parameters"]["level"], history=tuple(attempts))
+    cause = ParserError("it was refused")
     raise calculation_error(folder, history["calculation_id"], cause, refused=False, memory=None)
+
+
+def _cards(pw_input: str) -> str:
+    return pw_input[pw_input.find("ATOMIC_SPECIES") :]

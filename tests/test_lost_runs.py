@@ -405,6 +405,22 @@ def test_a_structure_that_kills_each_of_its_jobs_fails_in_the_end(
     assert row.reason.startswith("a: OUT_OF_MEMORY: it has had 10 jobs of at most 10 (10 ended with OUT_OF_MEMORY)")
 
 
+def test_an_offline_run_out_of_sight_that_has_had_all_its_jobs_fails(
+    launchpad: Any, launch: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is on another machine, so that for the LaunchPad it has never begun."""
+    folder = launch(state="RESERVED")
+    launch_id = launchpad.launches.find_one({"fw_id": 1})["launch_id"]
+    launchpad.set_reservation_id(launch_id, "77")
+    launchpad.add_offline_run(launch_id, 1, "")
+    launchpad.fireworks.update_one({"fw_id": 1}, {"$set": {"spec.jobs": {"WALLTIME": 9}}})
+    folder.rmdir()
+    answer = JobAnswer(JobState.OVER, "job 77 is over: TIMEOUT", "TIMEOUT")
+    monkeypatch.setattr(lost_runs, "job_states", lambda jobs: dict.fromkeys(jobs, answer))
+    assert the_finding(launchpad).fate is Fate.FIZZLED
+    assert states(launchpad)[1] == "FIZZLED"
+
+
 def test_a_reservation_whose_job_was_cancelled_keeps_what_it_asks_for(
     launchpad: Any, launch: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

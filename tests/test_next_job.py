@@ -16,8 +16,18 @@ from queue_helpers import make_database, rlaunch, rows, specs, start_rlaunch, st
 
 from dftfactory import firetasks
 from dftfactory.config import DFTConfig, WorkerConfig
-from dftfactory.errors import CalculationError
-from dftfactory.next_job import IDLE, MAX_JOBS, NextJob, lost_job, make_ready, next_job, wanted_job
+from dftfactory.errors import CalculationError, ConfigError
+from dftfactory.next_job import (
+    IDLE,
+    MAX_JOBS,
+    NEXT_JOB,
+    NextJob,
+    give_wanted_jobs,
+    lost_job,
+    make_ready,
+    next_job,
+    wanted_job,
+)
 from dftfactory.pipeline import submit, sync
 from dftfactory.runner import QERunner
 from dftfactory.store import LabelStore
@@ -251,6 +261,16 @@ def test_a_job_that_is_always_too_short_fails_with_a_clear_sentence(
 
 
 @pytest.mark.mongodb
+def test_a_job_of_hardly_what_pw_x_needs_is_not_begun_without_end(
+    launchpad: Any, queued: Any, fake_pw: FakePw, run_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two minutes of walltime: what Python takes to begin leaves less than a run needs, in every job."""
+    monkeypatch.setattr(firetasks, "job_seconds", lambda: 120.0)
+    worker = fake_pw("converged")
+    assert [run_here(worker, 118.0)[-1] for _ in range(2)] == ["READY", "FIZZLED"]
+
+
+@pytest.mark.mongodb
 def test_too_little_memory_moves_the_firework_to_a_larger_class(
     launchpad: Any, queued: Any, fake_pw: FakePw, run_here: Any
 ) -> None:
@@ -310,6 +330,88 @@ def test_killed_between_the_two_writes_it_has_the_larger_job_and_is_still_runnin
     with pytest.raises(KeyboardInterrupt):
         make_ready(launchpad, 1, NextJob(True, "goes on", {"_category": "large"}))
     assert (states(launchpad), specs(launchpad)["a"]["_category"]) == ({1: "RUNNING"}, "large")
+
+
+def ended_offline(launchpad: Any, folder: Path) -> None:
+    """Leave what an offline rocket leaves whose calculation wants another job."""
+    from fireworks import FWorker
+
+    facts = {"calculation_id": "a", "failure": "WALLTIME", "evidence": "too long", "explanation": "another job can"}
+    error = CalculationError("a: WALLTIME: too long", **facts, **{NEXT_JOB: WALLTIME})
+    _, launch_id = launchpad.checkout_fw(FWorker(), str(folder), fw_id=1)
+    launchpad.complete_launch(launch_id, firetasks.fizzled(error), "FIZZLED")
+
+
+@pytest.mark.mongodb
+def test_after_the_last_job_of_an_offline_rocket_it_is_over(launchpad: Any, queued: Any, tmp_path: Path) -> None:
+    launchpad.fireworks.update_one({"fw_id": 1}, {"$set": {"spec.jobs": {"WALLTIME": MAX_JOBS - 1}}})
+    ended_offline(launchpad, tmp_path)
+    assert give_wanted_jobs(launchpad) == 0
+    assert give_wanted_jobs(launchpad) == 0
+    assert states(launchpad) == {1: "FIZZLED"}
+    sync(queued, launchpad)
+    assert rows(queued)["a"].reason.startswith("a: WALLTIME: it has had 10 jobs of at most 10")
+
+
+@pytest.mark.mongodb
+def test_who_was_faster_has_set_it_ready_and_it_runs(
+    launchpad: Any, queued: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two look at once: the second one must not set a Firework READY that the next rocket has already."""
+    from fireworks import FWorker
+
+    ended_offline(launchpad, tmp_path)
+
+    def decided(*arguments: Any) -> NextJob:
+        launchpad.rerun_fw(1)
+        launchpad.checkout_fw(FWorker(), str(tmp_path), fw_id=1)
+        return next_job(*arguments)
+
+    monkeypatch.setattr("dftfactory.next_job.next_job", decided)
+    assert give_wanted_jobs(launchpad) == 0
+    assert states(launchpad) == {1: "RUNNING"}
+
+
+@pytest.mark.mongodb
+def test_a_kept_state_that_has_been_lost_is_computed_again(
+    launchpad: Any, fake_config: DFTConfig, si_atoms: Atoms, fake_pw: FakePw, run_here: Any, tmp_path: Path,
+    launches: Callable[[], list[str]],
+) -> None:  # fmt: skip
+    db = make_database(tmp_path / "c.db", si_atoms)
+    submit(db, fake_config.model_copy(update={"magnetism": ["none", {"Si": 1.0}]}), launchpad)
+    worker = fake_pw("converged", "max_seconds", "converged")
+    assert run_here(worker, 1000.0, 1000.0, 70.0) == ["ended with 0", "READY"]
+    (tmp_path / "launch_0" / "start_0" / "pw.out").unlink()
+    assert run_here(worker) == ["COMPLETED"]
+    assert len(launches()) == 4
+    assert (tmp_path / "launch_0" / "start_0_ended_0").is_dir()
+
+
+def test_starts_of_another_calculation_are_not_taken_for_kept_ones(
+    fake_config: DFTConfig, si_atoms: Atoms, fake_pw: FakePw, tmp_path: Path
+) -> None:
+    """Somebody has run a single calculation of his own in a folder of that name."""
+    worker = fake_pw("converged")
+    QERunner(fake_config, worker).run(si_atoms, tmp_path / "run" / "start_0")
+    several = QERunner(fake_config.model_copy(update={"magnetism": ["none", {"Si": 1.0}]}), worker)
+    other = si_atoms.copy()
+    other.rattle(0.05, seed=1)
+    with pytest.raises(ConfigError, match="start_0 is there already"):
+        several.run(other, tmp_path / "run")
+
+
+def test_kept_starts_of_another_configuration_are_computed_again(
+    fake_config: DFTConfig, si_atoms: Atoms, fake_pw: FakePw, tmp_path: Path, launches: Callable[[], list[str]]
+) -> None:
+    """Whoever asks to go on in the wrong folder gets the label that was asked for."""
+    worker = fake_pw("converged")
+    first, other = (fake_config.model_copy(update={"magnetism": ["none", {"Si": moment}]}) for moment in (1.0, 2.0))
+    QERunner(first, worker).run(si_atoms, tmp_path / "run")
+    QERunner(first, worker).run(si_atoms, tmp_path / "run", goes_on=True)
+    assert len(launches()) == 2
+    QERunner(other, worker).run(si_atoms, tmp_path / "run", goes_on=True)
+    assert len(launches()) == 4
+    assert (tmp_path / "run" / "start_0_ended_0").is_dir()
 
 
 # The real program

@@ -137,15 +137,10 @@ class ClusterUser:
     def dftfactory(self, *words: str) -> str:
         return self.must(sys.executable, "-m", "dftfactory.cli", *words)
 
-    def submit(self, *structures: Atoms) -> None:
+    def submit(self, *structures: Atoms, words: tuple[str, ...] = ()) -> None:
         """Queue structures, which get the ids a, b, c, ..."""
         make_database(self.folder / "candidates.db", *structures)
-        self.dftfactory("submit", "candidates.db")
-
-    def change_specs(self, **entries: Any) -> None:
-        """Say in all Fireworks what they ask of the queue."""
-        changes = {f"spec.{key}": value for key, value in entries.items()}
-        self.launchpad.fireworks.update_many({}, {"$set": changes})
+        self.dftfactory("submit", "candidates.db", *words)
 
     def qlaunch(self, *words: str) -> str:
         return self.must("qlaunch", "-c", str(self.configs), *words)

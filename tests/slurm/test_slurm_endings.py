@@ -11,9 +11,7 @@ from ase import Atoms
 from cluster_user import ClusterUser
 from queue_helpers import specs
 
-from dftfactory.cluster import ClusterConfig
 from dftfactory.config import DFTConfig
-from dftfactory.resources import spec_entries, whole_class
 from dftfactory.results import DFTResult
 from dftfactory.runner import QERunner
 from dftfactory.sessions import pw_sessions
@@ -118,9 +116,7 @@ def test_job_killed_for_its_memory_comes_back_with_twice_as_much(
 ) -> None:
     user = user_with_classes
     user.set_program(GREEDY)
-    user.submit(si_atoms)
-    cluster = ClusterConfig.from_yaml(user.configs / "cluster.yaml")
-    user.change_specs(**spec_entries({**whole_class(cluster, "large"), "cores": 1, "memory_mb": 500}))
+    user.submit(si_atoms, words=("--class", "large"))  # it asks for 500 MB, the least that is asked for
     user.qlaunch("-r", "singleshot")
     user.wait_for_jobs()
     assert user.states() == ["RUNNING"]

@@ -60,7 +60,6 @@ def test_packed_job_computes_two_at_a_time_and_tells_all_of_them_of_its_end(
     user, small = user_with_classes, str(user_with_classes.configs / "small")
     user.hold_pw("small")
     user.submit(*(shifted(si_atoms, 0.02 * n) for n in range(4)))
-    user.change_specs(_category="small")
     user.must("qlaunch", "-c", small, "singleshot")
     user.wait_for(lambda: len(pw_sessions(user.folder)) == 2)
     user.warn_job()

@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from ase import Atoms
@@ -85,8 +85,8 @@ def test_small_ones_share_a_job_and_large_ones_have_their_own(cluster_user: Clus
     cluster_user.submit(si_atoms, shifted(si_atoms, 0.1), shifted(si_atoms, 0.2))
     cluster = ClusterConfig.from_yaml(cluster_user.configs / "cluster.yaml")
     large = whole_class(cluster, "large") | {"cores": 2, "memory_mb": 1500, "walltime_seconds": 600}
-    _give(cluster_user.launchpad, spec_entries(whole_class(cluster, "small")), 1, 2)
-    _give(cluster_user.launchpad, spec_entries(large), 3)
+    changes = {f"spec.{key}": value for key, value in spec_entries(large).items()}
+    cluster_user.launchpad.fireworks.update_one({"fw_id": 3}, {"$set": changes})
 
     cluster_user.must("qlaunch", "-c", "fw_configs/small", "singleshot")
     cluster_user.wait_for_states("COMPLETED", "COMPLETED", "READY")
@@ -104,9 +104,3 @@ def test_small_ones_share_a_job_and_large_ones_have_their_own(cluster_user: Clus
     ranks = {name: label["result"]["n_ranks"] for name, label in cluster_user.labels().items()}
     assert (ranks["a"], ranks["b"]) == (1, 1)
     assert ranks["c"] <= 2
-
-
-def _give(launchpad: Any, entries: dict[str, Any], *fw_ids: int) -> None:
-    """Write into the specifications what `submit` does."""
-    changes = {f"spec.{key}": value for key, value in entries.items()}
-    launchpad.fireworks.update_many({"fw_id": {"$in": list(fw_ids)}}, {"$set": changes})
