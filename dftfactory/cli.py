@@ -171,8 +171,8 @@ def submit(
                 db, settings, queue, step, force=force, campaign=campaign, cluster=cluster, job_class=job_class
             )
     if not total:
-        other = "" if campaign is None else f" and in no other campaign than {campaign}"
-        typer.echo(f"no structure in {database} is SELECTED{other}")
+        for_it = "" if campaign is None else f" for campaign {campaign}"
+        typer.echo(f"no structure in {database} is SELECTED{for_it}; `dftfactory status {database}` counts the others")
     elif write is not None:
         typer.echo(f"{_number_of(summary.added, 'workflow file')} in {write}; add them with `lpad add {write}/*.json`")
     else:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from dftfactory.config import fireworks_home, read_fireworks_settings
+from dftfactory.config import FW_CONFIG, fireworks_home, read_fireworks_settings
 from dftfactory.errors import ConfigError
 from dftfactory.settings import Settings, Strict, problems_error, read_yaml
 
@@ -114,6 +114,14 @@ def find_cluster_file() -> Path | None:
     named = Path(str(read_fireworks_settings().get("CONFIG_FILE_DIR") or "."))
     folders = (Path(), Path("fw_configs"), named, fireworks_home())
     return next((file for folder in folders if (file := folder / CLUSTER_FILE).is_file()), None)
+
+
+def fireworks_finds(configs: Path) -> bool:
+    """Whether FireWorks' own settings lead to the files in the folder of a cluster.yaml; True where it has none."""
+    named = read_fireworks_settings().get("CONFIG_FILE_DIR")
+    return not (configs / FW_CONFIG).is_file() or (
+        named is not None and Path(str(named)).resolve() == configs.resolve()
+    )
 
 
 def find_classes(class_name: str | None = None) -> ClusterConfig | None:

@@ -8,10 +8,13 @@ import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dftfactory.cluster import ClusterConfig, find_cluster_file, walltime_text
+from dftfactory.cluster import ClusterConfig, find_cluster_file, fireworks_finds, walltime_text
 from dftfactory.cluster_setup import ClusterSetup, JobKind
+from dftfactory.config import FW_CONFIG
 from dftfactory.errors import ConfigError
 
+# Jobs in the queue at once, in the commands that we print.
+MOST_PACKED, MOST_RESERVED = 5, 20
 # What rlaunch may begin in a packed job: the tenth that is left is for those that have begun.
 LAST_START = 0.9
 
@@ -60,22 +63,36 @@ def fill_in(sources: Mapping[str, str], configs: Path, setup: ClusterSetup) -> d
 
 def qlaunch_command(configs: Path, folder: Path, packed: bool) -> str:
     """Return how jobs of one class are submitted; FireWorks finds the files in `configs` by FW_CONFIG_FILE."""
-    words = ["qlaunch", *([] if packed else ["-r"]), *([] if folder == configs else ["-c", shlex.quote(str(folder))])]
-    return " ".join(words)
+    where = [] if folder == configs else ["-c", shlex.quote(str(folder.absolute()))]
+    return " ".join(["qlaunch", *([] if packed else ["-r"]), *where])
+
+
+def rapidfire_command(configs: Path, folder: Path, packed: bool) -> str:
+    """Return how jobs of one class are submitted while there is work; without a number FireWorks submits on and on."""
+    return f"{qlaunch_command(configs, folder, packed)} rapidfire -m {MOST_PACKED if packed else MOST_RESERVED}"
+
+
+def export_command(configs: Path) -> str:
+    """Return the line of shell with which FireWorks finds the files in a folder."""
+    return f"export FW_CONFIG_FILE={shlex.quote(str((configs / FW_CONFIG).absolute()))}"
 
 
 def commands_for_classes(names: Iterable[str]) -> dict[str, str]:
-    """Class of jobs → how its jobs are submitted, in the order of cluster.yaml; empty where there is none."""
+    """Class of jobs → how its jobs are submitted, in the order of cluster.yaml; empty where there is none.
+
+    Where FireWorks' own settings lead somewhere else, each has the line before it that leads to these files.
+    """
     file, cluster = find_cluster_file(), ClusterConfig.find()
     wanted = set(names)
     if file is None or cluster is None:
         return {}
     configs, commands = file.parent, {}
+    before = "" if fireworks_finds(configs) else f"{export_command(configs)}; "
     for name, job_class in cluster.classes.items():
         # A class without a folder of its own has the files that FireWorks itself finds.
         folder = configs / name if (configs / name / "my_qadapter.yaml").is_file() else configs
         if name in wanted:
-            commands[name] = f"{qlaunch_command(configs, folder, job_class.packed)} rapidfire"
+            commands[name] = before + rapidfire_command(configs, folder, job_class.packed)
     return commands
 
 
@@ -83,16 +100,16 @@ def next_commands(folder: Path, setup: ClusterSetup) -> list[str]:
     """Return what the user types next, in the order of typing."""
     configs = folder / "fw_configs"
     empty = [folder / "dft.yaml", *([] if setup.launchpad_file else [configs / "my_launchpad.yaml"])]
-    small, large = (qlaunch_command(configs, *kind) for kind in ((configs / "small", True), (configs, False)))
-    bigmem = qlaunch_command(configs, configs / "bigmem", packed=False)
+    small, large = (rapidfire_command(configs, *kind) for kind in ((configs / "small", True), (configs, False)))
+    bigmem = rapidfire_command(configs, configs / "bigmem", packed=False)
     return [
         f"# fill in {' and '.join(map(str, empty))}",
-        f"export FW_CONFIG_FILE={shlex.quote(str((configs / 'FW_config.yaml').absolute()))}",
+        export_command(configs),
         "dftfactory check --job",
         "dftfactory submit candidates.db",
-        f"{small} rapidfire -m 5      # many side by side in one job",
-        f"{large} rapidfire -m 20      # one job for each large structure",
-        *([f"{bigmem} rapidfire -m 5      # those that need more memory"] if setup.bigmem else []),
+        f"{small}      # many side by side in one job",
+        f"{large}      # one job for each large structure",
+        *([f"{bigmem}      # those that need more memory"] if setup.bigmem else []),
     ]
 
 

@@ -176,7 +176,7 @@ def _name(what: str, text: str) -> str | None:
 
 def _number(what: str, text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
-        raise ConfigError(f"{what} must be a whole number, got {text!r}: give --{what}, the queue does not say it")
+        raise ConfigError(f"{what} must be a whole number{_got(what, text)}")
     return int(text)
 
 
@@ -185,10 +185,12 @@ def _megabytes(what: str, text: str) -> int:
     found = re.fullmatch(r"([0-9]{1,9})([MGT]?)B?", text.upper())
     megabytes = int(found[1]) * {"": 1, "M": 1, "G": 1024, "T": 1024**2}[found[2]] if found else 0
     if megabytes < 100:
-        raise ConfigError(
-            f"{what} must be such as 64G or 64000M, got {text!r}: give --{what}, the queue does not say it"
-        )
+        raise ConfigError(f"{what} must be such as 64G or 64000M{_got(what, text)}")
     return megabytes
+
+
+def _got(what: str, text: str) -> str:
+    return f", got {text!r}" if text else f": give --{what}, the queue does not say it"
 
 
 def _shell_lines(text: str) -> tuple[str, ...]:

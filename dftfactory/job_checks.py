@@ -23,11 +23,19 @@ from typing import Any
 import dftfactory
 from dftfactory.checks import Check, check_all, pseudopotential_folder, pseudopotentials_in
 from dftfactory.cluster import find_cluster_file, seconds_of
-from dftfactory.config import DFTConfig, WorkerConfig, find_worker_file
+from dftfactory.config import FWORKER, DFTConfig, WorkerConfig, find_worker_file
 from dftfactory.errors import DFTFactoryError, LaunchPadError, printable
 from dftfactory.history import write_atomically
 from dftfactory.interrupts import postponed_signals
-from dftfactory.queue_checks import COMMAND_SECONDS, QADAPTER_FILE, check_queue, explain, job_script, load_qadapter
+from dftfactory.queue_checks import (
+    COMMAND_SECONDS,
+    QADAPTER_FILE,
+    check_queue,
+    explain,
+    job_script,
+    load_qadapter,
+    qadapter_files,
+)
 from dftfactory.queues import JobState, ask, job_state
 
 REQUEST, ANSWERS = "request.json", "answers.json"
@@ -77,13 +85,24 @@ def check_everything(
 def check_in_job(
     config_file: Path, worker_file: Path | None, launchpad_file: Path | None, seconds: float
 ) -> Iterator[Check]:
-    """Submit the job of my_qadapter.yaml with our checks in the place of the rockets, and give what they say.
+    """Submit the job of each my_qadapter.yaml with our checks in the place of the rockets, and give what they say.
 
     Whatever happens, also Ctrl-C, no job is left behind.
     """
+    first, *others = _adapter_files()
+    for adapter_file in (first, *others):
+        beside = adapter_file.with_name(FWORKER)
+        worker = beside if worker_file is None and beside.is_file() else worker_file
+        kind = "" if adapter_file == first else f" ({adapter_file.parent.name})"
+        for check in _check_on_node(adapter_file, config_file, worker, launchpad_file, seconds):
+            yield replace(check, name=check.name + kind)
+
+
+def _check_on_node(
+    adapter_file: Path, config_file: Path, worker_file: Path | None, launchpad_file: Path | None, seconds: float
+) -> Iterator[Check]:
     folder = None
     try:
-        adapter_file = _adapter_file()
         adapter = load_qadapter(adapter_file)
         # The folder that one works in is one that the nodes must see.
         folder = Path(tempfile.mkdtemp(prefix="dftfactory-check-", dir=Path.cwd()))
@@ -109,13 +128,14 @@ def answer_in_job(folder: Path) -> None:
     write_atomically(folder / ANSWERS, json.dumps(answers))
 
 
-def _adapter_file() -> Path:
-    """Beside cluster.yaml, else where FireWorks' own settings lead to."""
-    cluster = find_cluster_file()
-    worker = find_worker_file()
-    folders = [file.parent for file in (cluster, worker) if file is not None]
-    near = [folder / QADAPTER_FILE for folder in (*folders, Path(), Path("fw_configs"))]
-    return next((file for file in near if file.is_file()), near[-1])
+def _adapter_files() -> list[Path]:
+    """Those beside cluster.yaml and of the classes, else the one that FireWorks' own settings lead to."""
+    cluster, worker = find_cluster_file(), find_worker_file()
+    if cluster is not None and (of_classes := qadapter_files(cluster.parent)):
+        return of_classes
+    folders = [*([] if worker is None else [worker.parent]), Path(), Path("fw_configs")]
+    near = [folder / QADAPTER_FILE for folder in folders]
+    return [next((file for file in near if file.is_file()), near[-1])]
 
 
 def _write_request(folder: Path, config: Path, worker: Path | None, launchpad: Path | None) -> None:
@@ -183,6 +203,7 @@ def _run_job(adapter: Any, script: Path, folder: Path, adapter_file: Path, secon
             yield Check("job", False, explain(adapter, answer.stderr or answer.stdout, str(adapter_file)))
         else:
             job = {"queue": queue, "id": number, "user": getpass.getuser(), "reserved": "yes"}
+            yield Check("job", True, f"{queue} job {number} is submitted, and has {seconds:.0f} s to start")
             state, said = _wait(job, folder, seconds)
             yield from _answers(job, folder, state, said, seconds)
     finally:

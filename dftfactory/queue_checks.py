@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dftfactory.checks import Check
-from dftfactory.cluster import ClusterConfig, find_cluster_file, seconds_of
+from dftfactory.cluster import ClusterConfig, find_cluster_file, fireworks_finds, seconds_of
+from dftfactory.cluster_files import export_command
 from dftfactory.errors import ConfigError, DFTFactoryError
 from dftfactory.queues import ask
 from dftfactory.resources import spec_entries, whole_class
@@ -55,6 +56,9 @@ def check_queue() -> Iterator[Check]:
     if file is None or cluster is None:
         return
     yield Check("cluster", True, f"{file.absolute()}: {', '.join(cluster.classes)}")
+    if not fireworks_finds(file.parent):
+        cure = f"type `{export_command(file.parent)}`, or write it into the start-up file of your shell"
+        yield Check("FireWorks", False, f"qlaunch, rlaunch and lpad do not find the files beside it: {cure}")
     for adapter_file in qadapter_files(file.parent):
         own = adapter_file.parent.name
         yield _check_script(f"queue, {own}/{adapter_file.name}", adapter_file, {}, str(adapter_file))

@@ -140,7 +140,7 @@ def test_next_commands_are_complete(tmp_path: Path) -> None:
         "dftfactory submit candidates.db",
         f"qlaunch -c {tmp_path}/fw_configs/small rapidfire -m 5      # many side by side in one job",
         "qlaunch -r rapidfire -m 20      # one job for each large structure",
-        f"qlaunch -r -c {tmp_path}/fw_configs/bigmem rapidfire -m 5      # those that need more memory",
+        f"qlaunch -r -c {tmp_path}/fw_configs/bigmem rapidfire -m 20      # those that need more memory",
     ]
 
 

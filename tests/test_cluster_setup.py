@@ -83,7 +83,7 @@ def test_in_a_terminal_only_what_was_not_given_is_asked_with_what_is_known(sinfo
 
 
 def test_queue_that_does_not_say_it_must_be_told(sinfo: Callable[[str], None]) -> None:
-    with pytest.raises(ConfigError, match="cores must be a whole number, got '': give --cores"):
+    with pytest.raises(ConfigError, match="cores must be a whole number: give --cores"):
         ask_for_setup("slurm", {})
     with pytest.raises(ConfigError, match="memory must be such as 64G"):
         ask_for_setup("pbs", {"cores": "16"})

@@ -65,6 +65,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[
     (project / "dft.yaml").write_text("pseudopotential_dir: upf\necutwfc: 30\n")
     worker = project / "fw_configs" / "my_fworker.yaml"
     worker.write_text(worker.read_text().replace("mpirun -np {cores}", f"{tmp_path}/node/mpirun {{cores}}"))
+    # One job for each test but one.
+    (project / "fw_configs" / "small" / "my_qadapter.yaml").rename(tmp_path / "small.yaml")
     # The one to fill in: to try it takes seconds.
     (project / "fw_configs" / "my_launchpad.yaml").unlink()
     monkeypatch.chdir(project)
@@ -84,6 +86,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[[
 def answers(seconds: float = 60) -> dict[str, Check]:
     found = list(check_in_job(Path("dft.yaml"), None, None, seconds))
     return {check.name.partition(" on ")[0] if " ranks on " not in check.name else "ranks": check for check in found}
+
+
+def test_each_class_is_tried_on_a_node_with_its_own_settings(project: Path, tmp_path: Path) -> None:
+    small = project / "fw_configs" / "small"
+    (tmp_path / "small.yaml").rename(small / "my_qadapter.yaml")
+    (small / "my_fworker.yaml").write_text("env: {pw_command: pw_of_small.x}\n")
+    found = {check.name: check.ok for check in check_in_job(Path("dft.yaml"), None, None, 60)}
+    node = next(name.split()[2] for name in found if name.startswith("pw.x on") and "ranks" not in name)
+    assert (found[f"pw.x on {node}"], found[f"pw.x on {node} (small)"]) == (True, False)
 
 
 def test_node_answers_with_its_name(project: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from test_cluster_files import setup_for
 
 from dftfactory.checks import Check
+from dftfactory.cluster_files import commands_for_classes
 from dftfactory.queue_checks import check_queue, load_qadapter
 from dftfactory.setup_files import write_start_files
 
@@ -42,7 +43,7 @@ REFUSALS = [
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder after `dftfactory init --cluster slurm`, in which the user stands."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("FW_CONFIG_FILE", raising=False)
+    monkeypatch.setenv("FW_CONFIG_FILE", str(tmp_path / "project" / "fw_configs" / "FW_config.yaml"))
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path}/bin")
     write_start_files(tmp_path / "project", None, setup_for("slurm"))
@@ -71,6 +72,20 @@ def test_without_a_cluster_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("FW_CONFIG_FILE", raising=False)
     monkeypatch.chdir(tmp_path)
     assert answers() == {}
+
+
+def test_settings_of_fireworks_that_lead_elsewhere(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that `submit` prints would end in a traceback of FireWorks."""
+    monkeypatch.delenv("FW_CONFIG_FILE", raising=False)
+    assert answers()["FireWorks"] == Check(
+        "FireWorks",
+        False,
+        "qlaunch, rlaunch and lpad do not find the files beside it: type `export FW_CONFIG_FILE="
+        f"{project}/fw_configs/FW_config.yaml`, or write it into the start-up file of your shell",
+    )
+    assert commands_for_classes(["large"])["large"].startswith("export FW_CONFIG_FILE=")
+    monkeypatch.setenv("FW_CONFIG_FILE", str(project / "fw_configs" / "FW_config.yaml"))
+    assert commands_for_classes(["large"]) == {"large": "qlaunch -r rapidfire -m 20"}
 
 
 def test_job_of_each_file_and_of_each_class_is_tried(project: Path, program: Callable[[str, str], None]) -> None:
