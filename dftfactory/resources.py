@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # in the queue, one with too little has run for nothing.
 MEMORY_MARGIN = 1.3
 MEMORY_STEP = 500
+# MB of the rocket itself, which is in the job too: Python with ASE, FireWorks and custodian has 130.
+ROCKET_MB = 200
 # The estimate is of one SCF at level 0, and rough; a recovered one takes two to three times as long. No more than that,
 # because a job that was too short goes on in the next one from where it stopped, and short jobs start sooner.
 TIME_MARGIN = 3.0
@@ -114,9 +116,9 @@ def _fitting(estimate: Estimate, job_class: JobClass, core_speed: float) -> dict
 
     nodes = 1
     while nodes <= job_class.nodes:
-        limit = job_class.memory_mb * nodes
+        limit = max(job_class.memory_mb - ROCKET_MB, 1.0) * nodes
         layout = choose_layout(estimate, job_class.cores * nodes, limit / MEMORY_MARGIN)
-        memory = estimate.memory_mb(layout.cores, layout.npool) * MEMORY_MARGIN / nodes
+        memory = estimate.memory_mb(layout.cores, layout.npool) * MEMORY_MARGIN / nodes + ROCKET_MB
         seconds = estimate.wall_seconds(layout.cores, layout.npool, layout.ndiag or 1) * TIME_MARGIN / core_speed
         if layout.cores < nodes:  # nothing for all nodes to do
             return None

@@ -82,14 +82,14 @@ def test_first_class_that_the_structure_fits_into_with_a_margin(
 
 
 def test_what_is_asked_for_has_margins_and_sensible_steps(cluster: ClusterConfig) -> None:
-    """10,000 MB and 10 core hours on 16 ranks: 13,000 MB, and 10 x 3 / (16 x 0.7) = 2.7 h, so 4 h."""
+    """10,000 MB and 10 core hours on 16 ranks: 13,200 MB with the rocket, and 10 x 3 / (16 x 0.7) = 2.7 h, so 4 h."""
     asked = request(10000, 36000, cluster)
     assert (MEMORY_MARGIN, TIME_MARGIN, EFFICIENCY) == (1.3, 3.0, 0.7)
     assert {key: asked[key] for key in ("class", "nodes", "cores", "memory_mb", "walltime_seconds")} == {
         "class": "large",
         "nodes": 1,
         "cores": 16,
-        "memory_mb": 13000,
+        "memory_mb": 13500,
         "walltime_seconds": 4 * 3600,
     }
     assert (asked["queue"], asked["partition"], asked["max_jobs"]) == ("slurm", "main", 10)
@@ -123,7 +123,7 @@ def test_more_nodes_only_where_one_is_not_enough() -> None:
     cluster = ClusterConfig(queue="slurm", classes=classes)
     assert request(40000, 3600, cluster)["nodes"] == 1
     two = request(90000, 3600, cluster)
-    assert (two["nodes"], two["cores"], two["memory_mb"]) == (2, 32, 58500)
+    assert (two["nodes"], two["cores"], two["memory_mb"]) == (2, 32, 59000)
     # More ranks than the cell can use do not make it faster.
     few = request_resources(Needs(40000, 10**8, most_ranks=3), cluster)  # type: ignore[arg-type]
     assert (few["nodes"], few["cores"]) == (3, 3)
@@ -142,7 +142,7 @@ def test_resources_travel_through_json_and_need_no_cluster_file(cluster: Cluster
     assert grown is not None
     assert json.loads(json.dumps(grown)) == grown
     assert list(asked["classes"]) == ["small", "large", "bigmem"]
-    assert asked["memory_mb"] == 13000  # not changed in place
+    assert asked["memory_mb"] == 13500  # not changed in place
 
 
 def test_memory_doubles_and_moves_to_the_class_that_has_it_until_the_limit(cluster: ClusterConfig) -> None:
@@ -153,12 +153,12 @@ def test_memory_doubles_and_moves_to_the_class_that_has_it_until_the_limit(clust
         resources = grow_memory(resources)
     four = 4 * 3600
     assert seen == [
-        ("large", 13000, four),
-        ("large", 26000, four),
-        ("large", 52000, four),
-        ("bigmem", 104000, four),
-        ("bigmem", 208000, four),
-        ("bigmem", 416000, four),
+        ("large", 13500, four),
+        ("large", 27000, four),
+        ("large", 54000, four),
+        ("bigmem", 108000, four),
+        ("bigmem", 216000, four),
+        ("bigmem", 432000, four),
         ("bigmem", 500000, four),  # all that there is, although it is not twice as much
     ]
 
@@ -175,7 +175,7 @@ def test_known_need_is_gone_to_at_once_or_not_at_all(cluster: ClusterConfig) -> 
 def test_need_of_all_ranks_is_shared_by_the_nodes() -> None:
     classes = {"large": {"cores": 16, "nodes": 8, "memory_mb": 64000, "walltime": "24:00:00"}}
     asked = request(90000, 3600, ClusterConfig(queue="slurm", classes=classes))
-    assert (asked["nodes"], asked["memory_mb"]) == (2, 58500)
+    assert (asked["nodes"], asked["memory_mb"]) == (2, 59000)
     grown = grow_memory(asked, needed_mb=120000)
     assert grown is not None
     assert (grown["nodes"], grown["memory_mb"]) == (2, 64000)
@@ -204,7 +204,7 @@ def test_slurm_is_told_nodes_tasks_memory_time_and_partition(cluster: ClusterCon
         "nodes": 1,
         "ntasks": 16,
         "ntasks_per_node": 16,
-        "mem": "13000M",
+        "mem": "13500M",
         "walltime": "04:00:00",
         "queue": "main",
     }

@@ -116,6 +116,8 @@ def test_job_killed_for_its_memory_comes_back_with_twice_as_much(
 ) -> None:
     user = user_with_classes
     user.set_program(GREEDY)
+    cluster = user.configs / "cluster.yaml"
+    cluster.write_text(cluster.read_text().replace("cores: 2", "cores: 1"))  # each rank is greedy
     user.submit(si_atoms, words=("--class", "large"))  # it asks for 500 MB, the least that is asked for
     user.qlaunch("-r", "singleshot")
     user.wait_for_jobs()
