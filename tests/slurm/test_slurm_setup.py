@@ -32,7 +32,7 @@ def cluster_user(user: ClusterUser, config: DFTConfig) -> ClusterUser:
     (user.folder / "dft.yaml").unlink()
     lines = f'export PATH="{Path(sys.executable).parent}:$PATH"'
     printed = user.dftfactory("init", "--cluster", "slurm", "--setup", lines, "--mongodb", str(launchpad_file))
-    assert "qlaunch -c fw_configs/small rapidfire -m 5 " in printed
+    assert f"qlaunch -c {user.configs}/small rapidfire -m 5 " in printed
     (user.folder / "dft.yaml").write_text(dft_yaml)
     return user
 
