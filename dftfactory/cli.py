@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import shlex
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from fireworks import LaunchPad
+from dftfactory import cli_monitor
+from dftfactory.cli_options import (
+    Campaign,
+    Candidates,
+    ConfigFile,
+    Folder,
+    LaunchPadFile,
+    WorkerFile,
+    again,
+    database_of,
+    number_of,
+    open_launchpad,
+    progress_bar,
+    prompt,
+    say,
+)
 
 # What a shell calls the end by Ctrl-C; Typer ends with it, without a word.
 INTERRUPTED = 130
@@ -26,20 +37,6 @@ app = typer.Typer(
 )
 launchpad_app = typer.Typer(help="The local LaunchPad: a MongoDB-wire server for one machine.", no_args_is_help=True)
 app.add_typer(launchpad_app, name="launchpad")
-
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="How the labels are computed.")]
-LaunchPadFile = Annotated[
-    Path | None,
-    typer.Option("--launchpad", "-l", help="my_launchpad.yaml; found in . or ./launchpad where not given."),
-]
-WorkerFile = Annotated[
-    Path | None,
-    typer.Option("--worker", "-w", help="my_fworker.yaml, or its `env` alone; found in . where not given."),
-]
-CANDIDATES_HELP = "Candidates: an ASE database (candidates.db), or a structure file that ASE reads."
-Candidates = Annotated[str, typer.Argument(help=CANDIDATES_HELP)]
-Campaign = Annotated[str | None, typer.Option("--campaign", help="Only the structures of this campaign.")]
-Folder = Annotated[Path, typer.Option("--dir", help="Folder of the server.")]
 
 
 @app.callback()
@@ -72,7 +69,7 @@ def init(
     refuse_to_overwrite(folder)
     words = {"partition": partition, "account": account, "cores": cores, "memory": memory, "walltime": walltime}
     words |= {"setup": setup, "scratch": scratch, "mongodb": mongodb, "bigmem": bigmem}
-    filled_in = ask_for_setup(cluster, words, _prompt if sys.stdin.isatty() and sys.stdout.isatty() else None)
+    filled_in = ask_for_setup(cluster, words, prompt if sys.stdin.isatty() and sys.stdout.isatty() else None)
     for path in write_start_files(folder, pseudopotentials, filled_in):
         typer.echo(f"wrote {path}")
     if filled_in is not None:
@@ -157,11 +154,11 @@ def submit(
     if campaign is not None:
         checked_campaign(campaign, "this command")
     cluster = find_classes(job_class)
-    queue = _launchpad(launchpad) if write is None else None
-    database = _database(candidates, import_structures=True)
+    queue = open_launchpad(launchpad) if write is None else None
+    database = database_of(candidates, import_structures=True)
     db = open_candidates(database)
     total = count_to_submit(db, campaign)
-    with _progress("submitting", total) as step:
+    with progress_bar("submitting", total) as step:
         if write is not None:
             summary = write_workflows(
                 db, settings, write, step, force=force, campaign=campaign, cluster=cluster, job_class=job_class
@@ -174,27 +171,27 @@ def submit(
         for_it = "" if campaign is None else f" for campaign {campaign}"
         typer.echo(f"no structure in {database} is SELECTED{for_it}; `dftfactory status {database}` counts the others")
     elif write is not None:
-        typer.echo(f"{_number_of(summary.added, 'workflow file')} in {write}; add them with `lpad add {write}/*.json`")
+        typer.echo(f"{number_of(summary.added, 'workflow file')} in {write}; add them with `lpad add {write}/*.json`")
     else:
         # What `init` has written serves, also where FireWorks' settings do not lead to it.
         beside = Path("fw_configs", "my_fworker.yaml")
         rockets = rocket_command(launchpad, find_worker_file() or (beside if beside.is_file() else None))
         jobs = commands_for_classes(summary.by_class)
         next_step = "the jobs below" if jobs else f"`{rockets}`"
-        typer.echo(f"{summary.added} queued; next: {next_step}, then `dftfactory sync {_again(database, launchpad)}`")
+        typer.echo(f"{summary.added} queued; next: {next_step}, then `dftfactory sync {again(database, launchpad)}`")
         for name, command in jobs.items():
             typer.echo(f"{summary.by_class[name]} of class {name}: `{command}`")
-        _say(summary.rerun, "set to run again")
-        _say(summary.already_queued, "queued before, linked to the Firework that is there")
-        _say(summary.already_labelled, "has a label already", "have a label already")
-    _say(
+        say(summary.rerun, "set to run again")
+        say(summary.already_queued, "queued before, linked to the Firework that is there")
+        say(summary.already_labelled, "has a label already", "have a label already")
+    say(
         summary.refused,
         "refused: it cannot be right and is FAILED now",
         "refused: they cannot be right and are FAILED now",
     )
     for problem in summary.problems:
         typer.echo(f"  {printable(problem)}", err=True)
-    _say(summary.refused - len(summary.problems), "more, with the reason in the database")
+    say(summary.refused - len(summary.problems), "more, with the reason in the database")
 
 
 @app.command()
@@ -210,38 +207,17 @@ def sync(
     from dftfactory.candidates import count_by_status, open_candidates
     from dftfactory.pipeline import sync as sync_candidates
 
-    db = open_candidates(_database(candidates))
-    with _progress("syncing", count_by_status(db, campaign)["QUEUED"]) as step:
-        summary = sync_candidates(db, _launchpad(launchpad), softened=softened, progress=step, campaign=campaign)
+    db = open_candidates(database_of(candidates))
+    with progress_bar("syncing", count_by_status(db, campaign)["QUEUED"]) as step:
+        summary = sync_candidates(db, open_launchpad(launchpad), softened=softened, progress=step, campaign=campaign)
     typer.echo(f"{summary.completed} completed, {summary.failed} failed, {summary.waiting} queued or running")
     if summary.unknown:
         typer.echo(
-            f"{_number_of(summary.unknown, 'QUEUED structure')} {'is' if summary.unknown == 1 else 'are'} not in this "
+            f"{number_of(summary.unknown, 'QUEUED structure')} {'is' if summary.unknown == 1 else 'are'} not in this "
             "LaunchPad: is it the right one? "
             "Files of `submit --write` are in it after `lpad add`",
             err=True,
         )
-
-
-@app.command()
-def status(
-    candidates: Annotated[str | None, typer.Argument(help=CANDIDATES_HELP)] = None,
-    launchpad: LaunchPadFile = None,
-    campaign: Campaign = None,
-) -> None:
-    """Count candidates and Fireworks by state, labels by level, failures by kind."""
-    from dftfactory.display import print_status
-    from dftfactory.launchpad import describe_launchpad
-
-    counts = None
-    if candidates is not None:
-        # ASE takes a second to load.
-        from dftfactory.candidates import count_by_status, open_candidates
-
-        counts = count_by_status(open_candidates(_database(candidates)), campaign)
-    opened = _launchpad(launchpad)
-    typer.echo(f"LaunchPad at {describe_launchpad(launchpad)}")
-    print_status(opened, counts, campaign)
 
 
 @app.command()
@@ -258,10 +234,13 @@ def export(
     from dftfactory.export import export_labels
     from dftfactory.store import LabelStore
 
-    labels = LabelStore(_launchpad(launchpad)).all(config_hash, campaign)
+    labels = LabelStore(open_launchpad(launchpad)).all(config_hash, campaign)
     summary = export_labels(labels, path, softened=softened)
     left_out = f", {summary.left_out_softened} softened left out" if summary.left_out_softened else ""
-    typer.echo(f"{_number_of(summary.written, 'label')} in {path} (configuration {summary.config_hash}){left_out}")
+    typer.echo(f"{number_of(summary.written, 'label')} in {path} (configuration {summary.config_hash}){left_out}")
+
+
+cli_monitor.add_commands(app)
 
 
 @app.command()
@@ -279,12 +258,12 @@ def recover(
     from dftfactory.errors import printable
     from dftfactory.lost_labels import recover_labels
 
-    summary = recover_labels(_launchpad(launchpad), folders, campaign)
+    summary = recover_labels(open_launchpad(launchpad), folders, campaign)
     typer.echo(
-        f"{_number_of(summary.found, 'label')} on the disk, {summary.stored} of them stored now; "
-        f"{_number_of(summary.completed, 'Firework')} set COMPLETED"
+        f"{number_of(summary.found, 'label')} on the disk, {summary.stored} of them stored now; "
+        f"{number_of(summary.completed, 'Firework')} set COMPLETED"
     )
-    _say(summary.ready, "READY again, for another job")
+    say(summary.ready, "READY again, for another job")
     for problem in summary.problems:
         typer.echo(f"  {printable(problem)}", err=True)
     raise typer.Exit(int(bool(summary.problems)))
@@ -308,7 +287,7 @@ def reconcile(
     from dftfactory.lost_runs import Fate
     from dftfactory.lost_runs import reconcile as reconcile_runs
 
-    opened = _launchpad(launchpad)
+    opened = open_launchpad(launchpad)
     while True:
         try:
             findings, repaired = reconcile_runs(opened, gone=gone or (), dry_run=dry_run, campaign=campaign)
@@ -337,12 +316,12 @@ def archive(
     """Move the Fireworks of a finished campaign into a file; their labels stay."""
     from dftfactory.archive import archive as archive_campaign
 
-    summary = archive_campaign(_launchpad(launchpad), campaign, to, failed=failed)
-    _say(summary.finished, "more taken out of the LaunchPad, written to a file before")
-    typer.echo(f"{_number_of(summary.archived, 'Firework')} archived" + (f" in {summary.file}" if summary.file else ""))
-    _say(summary.shared, "of another campaign, too: in the file, and in the LaunchPad for that one")
+    summary = archive_campaign(open_launchpad(launchpad), campaign, to, failed=failed)
+    say(summary.finished, "more taken out of the LaunchPad, written to a file before")
+    typer.echo(f"{number_of(summary.archived, 'Firework')} archived" + (f" in {summary.file}" if summary.file else ""))
+    say(summary.shared, "of another campaign, too: in the file, and in the LaunchPad for that one")
     for why, number in summary.stay.items():
-        typer.echo(f"{_number_of(number, 'Firework')} left: {why}")
+        typer.echo(f"{number_of(number, 'Firework')} left: {why}")
 
 
 @app.command()
@@ -423,61 +402,6 @@ def main() -> None:
         said = printable(" ".join(str(error).split())[:300])
         typer.echo(f"error: {type(error).__name__}: {said} (with --debug: where)", err=True)
         sys.exit(1)
-
-
-def _launchpad(file: Path | None) -> LaunchPad:
-    from dftfactory.launchpad import load_launchpad
-
-    return load_launchpad(file)
-
-
-def _database(candidates: str, *, import_structures: bool = False) -> str:
-    """Return the candidate database; that of a structure file is beside it, and on demand it is imported first."""
-    from dftfactory import importing
-
-    path = Path(candidates)
-    if "://" in candidates or path.suffix in (".db", ".json", ".aselmdb") or not path.is_file():
-        return candidates
-    database = importing.candidate_database_for(path)
-    if import_structures:
-        new, known = importing.import_structures(path, database)
-        were_there = f", {known} {'was' if known == 1 else 'were'} there" if known else ""
-        are = "is" if new == 1 else "are"
-        typer.echo(f"{_number_of(new, 'structure')} of {path} {are} SELECTED in {database} now{were_there}")
-    return str(database)
-
-
-def _again(database: str, launchpad: Path | None) -> str:
-    """Return the words that lead the next command to the same candidates and the same LaunchPad."""
-    return shlex.join([database, *([] if launchpad is None else ["-l", str(launchpad)])])
-
-
-def _prompt(question: str, default: str) -> str:
-    return str(typer.prompt(question, default=default, show_default=bool(default)))
-
-
-def _number_of(number: int, what: str) -> str:
-    from dftfactory.display import number_of
-
-    return number_of(number, what)
-
-
-def _say(number: int, what: str, many: str | None = None) -> None:
-    """Print a line of a summary, unless it is about nothing; `many` is for other numbers than 1."""
-    if number:
-        typer.echo(f"{number} {what if number == 1 or many is None else many}")
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Draw a progress bar on a terminal and nothing elsewhere; gives the function that moves it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda n: bar.advance(task, n)
 
 
 if __name__ == "__main__":

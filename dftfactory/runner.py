@@ -99,7 +99,7 @@ class QERunner:
             last stage of the anneal fails; it is part of the error's details otherwise.
         goes_on
             Whether `run_dir` has several starts that an earlier job has left: those that have ended are kept, and the
-            one that was broken off goes on from its state.
+            one that was broken off goes on from its state. A single start goes on by `resume`.
 
         Returns
         -------
@@ -120,7 +120,7 @@ class QERunner:
         starts = starts_of(atoms, self.config.magnetism)
         inputs = [self._pw_input(start.applied_to(atoms), pseudopotentials) for start in starts]
         histories = [self._first_history(start, atoms, pseudopotentials) for start in starts]
-        if not goes_on:
+        if not goes_on or len(starts) == 1:
             _refuse_used_folder(run_dir)
         if len(starts) == 1:
             result = self._run_start(run_dir, calculation_id, inputs[0], histories[0])

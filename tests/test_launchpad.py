@@ -275,7 +275,9 @@ def tls_server(local_launchpad: LocalLaunchPad, tmp_path: Path) -> Iterator[tupl
 
 
 @pytest.mark.mongodb
-@pytest.mark.skipif(not Path("/usr/bin/openssl").exists(), reason="openssl makes the certificate")
+@pytest.mark.skipif(
+    not (os.environ.get("CI") or Path("/usr/bin/openssl").exists()), reason="openssl makes the certificate"
+)
 def test_encrypted_launchpad_opens_with_the_file_that_we_give(tls_server, tmp_path, monkeypatch):
     """fw_configs/my_launchpad.yaml with its optional lines; without the authority's file the server is not trusted."""
     monkeypatch.setattr("dftfactory.launchpad.CONNECT_SECONDS", 2.0)

@@ -414,6 +414,15 @@ def test_kept_starts_of_another_configuration_are_computed_again(
     assert (tmp_path / "run" / "start_0_ended_0").is_dir()
 
 
+def test_going_on_with_a_single_start_is_no_way_into_a_used_folder(
+    fake_config: DFTConfig, si_atoms: Atoms, fake_pw: FakePw, tmp_path: Path
+) -> None:
+    runner = QERunner(fake_config, fake_pw("converged"))
+    runner.run(si_atoms, tmp_path / "run", goes_on=True)
+    with pytest.raises(ConfigError, match="already holds a calculation"):
+        runner.run(si_atoms, tmp_path / "run", goes_on=True)
+
+
 # The real program
 
 
