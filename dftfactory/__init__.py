@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from dftfactory.errors import NotConvergedError as NotConvergedError
     from dftfactory.errors import ParserError as ParserError
     from dftfactory.errors import PseudopotentialError as PseudopotentialError
+    from dftfactory.errors import SeveralStructuresError as SeveralStructuresError
     from dftfactory.errors import StructureError as StructureError
+    from dftfactory.errors import UnknownStructureError as UnknownStructureError
     from dftfactory.failures import Failure as Failure
     from dftfactory.failures import diagnose as diagnose
     from dftfactory.inputs import read_pw_input as read_pw_input
@@ -43,6 +45,7 @@ _ERRORS = (
     *("CalculationError", "CandidateError", "ClaimedError", "ConfigError", "DFTFactoryError", "IncompleteOutputError"),
     *("InconsistentOutputError", "InputError", "LaunchPadAwayError", "LaunchPadError", "NonFiniteError"),
     *("NotConvergedError", "ParserError", "PseudopotentialError", "StructureError"),
+    *("SeveralStructuresError", "UnknownStructureError"),
 )
 _HOME = {
     **dict.fromkeys(("DFTConfig", "WorkerConfig"), "config"),

@@ -114,9 +114,11 @@ def run(
 ) -> None:
     """Label one structure on this machine, without a database."""
     from dftfactory.display import print_result
+    from dftfactory.events import shown_on_terminal
     from dftfactory.label_one import label_structure_file
 
-    result, run_dir = label_structure_file(structure, config, worker, folder, softened=softened)
+    with shown_on_terminal():
+        result, run_dir = label_structure_file(structure, config, worker, folder, softened=softened)
     print_result(result, run_dir)
 
 

@@ -80,7 +80,9 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
+    from dftfactory.messages import messages_above
+
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    with Progress(console=console, disable=not console.is_terminal) as bar, messages_above():
         task = bar.add_task(what, total=total)
         yield lambda n: bar.advance(task, n)

@@ -104,9 +104,7 @@ def ask_for_setup(
     account = _name("account", value("account", "Account, or nothing", ""))
     node = known.get(partition or "") or usual
     cores = _number("cores", value("cores", "Cores of a node", str(node.cores) if node else ""))
-    memory = _megabytes(
-        "memory", value("memory", "Memory of a node, such as 64G", f"{node.memory_mb}M" if node else "")
-    )
+    memory = megabytes("memory", value("memory", "Memory of a node, such as 64G", f"{node.memory_mb}M" if node else ""))
     limit = node.seconds if node and node.seconds else DEFAULT_SECONDS
     text = value("walltime", "Longest time of a job", walltime_text(min(limit, DEFAULT_SECONDS)))
     seconds = seconds_of(text)
@@ -180,7 +178,7 @@ def _number(what: str, text: str) -> int:
     return int(text)
 
 
-def _megabytes(what: str, text: str) -> int:
+def megabytes(what: str, text: str) -> int:
     """MB of `64G`, `64000M` or `64000`; 64 alone would be a slip."""
     found = re.fullmatch(r"([0-9]{1,9})([MGT]?)B?", text.upper())
     megabytes = int(found[1]) * {"": 1, "M": 1, "G": 1024, "T": 1024**2}[found[2]] if found else 0

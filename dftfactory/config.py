@@ -220,6 +220,8 @@ class WorkerConfig(Settings):
     # A finished label waits so long for a LaunchPad that is away; later `dftfactory recover` takes it from the disk.
     database_seconds: float = Field(1800.0, ge=0, allow_inf_nan=False)
     environment: dict[str, str] = Field(default_factory=dict)
+    # What a rocket prints of a calculation: lines for people, or JSON objects.
+    log: Literal["text", "json"] = "text"
 
     _paths_are_possible = field_validator("scratch_dir", "pseudopotential_dir")(checked_path)
 

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dftfactory.config import DFTConfig
 from dftfactory.errors import ConfigError
 from dftfactory.interrupts import postponed_signals, stopped_by_signals
+from dftfactory.messages import messages_above
 from dftfactory.setup_files import rocket_query
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _rockets(folder: Path, launchpad_file: Path, number: int) -> Iterator[list[s
 def _watch(console: Console, launchpad: LaunchPad, processes: list[subprocess.Popen[bytes]], total: int) -> None:
     """Show how far it is until nothing is left to run, or no rocket is left to run it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress, messages_above():
         task = progress.add_task("starting", total=total)
         done: set[str] = set()
         while True:

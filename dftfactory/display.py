@@ -17,8 +17,6 @@ from dftfactory.errors import printable
 from dftfactory.results import DFTResult
 
 if TYPE_CHECKING:
-    from fireworks import LaunchPad
-
     from dftfactory.lost_runs import Finding
 
 
@@ -57,28 +55,6 @@ def print_result(result: DFTResult, run_dir: Path) -> None:
         console.print(_plain(result.state_warning), style="bold")
     if result.quality == "softened":
         console.print(f"[bold]softened: at degauss = {result.degauss:g} Ry, not the prescribed one[/bold]")
-
-
-def print_status(
-    launchpad: LaunchPad, candidates: Mapping[str, int] | None = None, campaign: str | None = None
-) -> None:
-    """Print Fireworks by state, labels by level and quality, failures by kind, and candidates where they are given."""
-    from dftfactory.failures import EXPLANATIONS
-    from dftfactory.launches import count_failures, count_fireworks
-    from dftfactory.store import LabelStore
-
-    found = sorted(LabelStore(launchpad).count(campaign).items())
-    counts = {
-        "Candidates": candidates or {},
-        "Fireworks": count_fireworks(launchpad, campaign),
-        "Labels": {f"level {level}, {quality}": n for (level, quality), n in found},
-        "Why Fireworks are FIZZLED": count_failures(launchpad, campaign),
-    }
-    console = make_console()
-    for title, numbers in counts.items():
-        if numbers or title in ("Fireworks", "Labels"):
-            console.print(title)
-            console.print(_count_table(numbers, EXPLANATIONS if title.startswith("Why") else {}))
 
 
 def print_findings(findings: Sequence[Finding], repaired: Iterable[str]) -> None:
@@ -142,16 +118,6 @@ def _state(state: Mapping[str, Any]) -> str:
         return f"from {state['start']}: {state['outcome']} ({state['evidence']})"
     magnetization = "" if state["total_magnetization"] is None else f", {state['total_magnetization']:.3f} μB"
     return f"from {state['start']}: {state['energy']:.6f} eV{magnetization}, level {state['level']}"
-
-
-def _count_table(numbers: Mapping[str, int], explanations: Mapping[Any, str]) -> Table:
-    table = Table(show_header=False, box=None, padding=(0, 0, 0, 2))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
-    for name, number in (numbers or {"none": 0}).items():
-        table.add_row(_plain(name), str(number), _plain(explanations.get(name, "")))
-    return table
 
 
 def _plain(value: Any) -> str:

@@ -12,6 +12,8 @@ DFTFactoryError
 │   └── InconsistentOutputError whole, and yet not the answer to this input
 ├── CalculationError            pw.x was run and recovery ended without a label
 ├── CandidateError              the candidate database
+├── UnknownStructureError       no Firework of ours goes by this name
+│   └── SeveralStructuresError  more than one does
 └── LaunchPadError              the LaunchPad, its label store, or the local server
     ├── LaunchPadAwayError      it does not answer; it may do so later
     └── ClaimedError            the calculation runs already
@@ -90,6 +92,14 @@ class CalculationError(DFTFactoryError):
 
 class CandidateError(DFTFactoryError):
     """The candidate database cannot be read or written, or is not one."""
+
+
+class UnknownStructureError(DFTFactoryError):
+    """The LaunchPad has no structure of ours that goes by this name."""
+
+
+class SeveralStructuresError(UnknownStructureError):
+    """A name stands for more than one structure; `details` has their `fw_ids`."""
 
 
 class LaunchPadError(DFTFactoryError):

@@ -15,7 +15,9 @@ from fireworks import FiretaskBase, FWAction, explicit_serialize
 
 from dftfactory.claims import Claims, look_at, make_claim
 from dftfactory.config import WorkerConfig
+from dftfactory.cost import NO_COST, cost_of, spent_in_vain
 from dftfactory.errors import CalculationError, ClaimedError, ConfigError, DFTFactoryError, LaunchPadError
+from dftfactory.events import begun, gave_up, handed_back, label_stored, next_job_given, tell
 from dftfactory.giving_up import details_of_softened
 from dftfactory.interrupts import SOFT_SIGNALS, asked_to_stop, ctrl_c_of_python, soft_stops, waiting
 from dftfactory.jobs import has_time, may_resume
@@ -36,7 +38,9 @@ from dftfactory.next_job import (
 from dftfactory.offline import earlier_launch_dirs, give_zopen_its_mode
 from dftfactory.orphans import take_over_folder
 from dftfactory.patience import patiently
+from dftfactory.queues import own_job
 from dftfactory.results import DFTResult
+from dftfactory.rocket_output import rocket_output
 from dftfactory.runner import QERunner
 from dftfactory.specification import Specification
 from dftfactory.start_folders import may_resume_starts
@@ -74,8 +78,9 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
         After SIGUSR1, SIGTERM or SIGHUP, and when the time of the job is over, the rocket ends here: `rlaunch
         rapidfire` would go on with the next Firework.
         """
-        spec = Specification(fw_spec)
-        with soft_stops():
+        with rocket_output(fw_spec, self.fw_id), soft_stops():
+            spec = Specification(fw_spec)
+            begun(spec.worker.parallel_cores, Path.cwd(), own_job())
             if self.launchpad is None or self.fw_id is None:
                 # Offline: `dftfactory recover` does what needs the database.
                 label, run_dir, unwritten = self._find_or_compute(spec, [Path.cwd(), *earlier_launch_dirs(Path.cwd())])
@@ -91,6 +96,7 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
             action = self._run_online(spec, launchpad, fw_id)
         except DFTFactoryError as error:
             if asked_to_stop() is not None:
+                gave_up(error)
                 with contextlib.suppress(Exception), at_most(HURRY_SECONDS):
                     end_launch(launchpad, fw_id, fizzled(error), "FIZZLED")
                 _end_rocket()
@@ -118,7 +124,8 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
             if label is not None and label["quality"] == "exact":
                 _refuse_large_forces(label, spec)
                 patiently(partial(store.join_campaigns, label, spec.campaigns), patience)
-                return FWAction(stored_data={**summary_of(label), "reused": True})
+                label_stored(summary := summary_of(label), reused=True)
+                return FWAction(stored_data={**summary, "reused": True})
             launch_dirs = [Path.cwd(), *patiently(lambda: _earlier_launch_dirs(launchpad, fw_id), patience)]
             label, run_dir, unwritten = self._find_or_compute(spec, launch_dirs, again=label is not None)
             with waiting():
@@ -129,6 +136,7 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
                     store,
                     HURRY_SECONDS if _is_urgent() else patience,
                 )
+            label_stored(summary_of(label))
             return _action(label, run_dir)
         except CalculationError as error:
             _try_another_job(error, spec, claims, claim, launchpad, fw_id)
@@ -136,14 +144,13 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
         except (KeyboardInterrupt, SystemExit) as stop:
             number = _signal_of(stop)
             if number is not None:
-                _hand_back(claims, claim, launchpad, fw_id)
+                _hand_back(claims, claim, launchpad, fw_id, signal.Signals(number).name)
                 _die_of(number)
             raise
         except (OSError, ConfigError) as error:
             if _is_disk_full(error):
                 # One node with a full disk would else fail one Firework after the other.
-                _hand_back(claims, claim, launchpad, fw_id)
-                sys.stderr.write(f"{error}: Firework {fw_id} is READY again, and this rocket ends\n")
+                _hand_back(claims, claim, launchpad, fw_id, str(error))
                 _die_of(signal.SIGTERM)
             raise
         finally:
@@ -159,6 +166,7 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
         found = find_label(launch_dirs, spec)
         # A softened label that is stored already is what somebody wants to do better than.
         if found is not None and not (again and found[1]["quality"] != "exact"):
+            tell("label_found", "label of an earlier launch found in", found[0])
             return found[1], found[0], None
         settle(launch_dirs, spec)
         run_dir = find_unfinished(launch_dirs, spec)
@@ -166,12 +174,15 @@ class RunDFT(FiretaskBase):  # type: ignore[misc]  # FireWorks is untyped
             run_dir = claim_folder(Path.cwd(), spec, self.fw_id)
         else:
             take_over_folder(run_dir, spec.calculation_id, self.fw_id)
+            tell("goes_on", "goes on with what an earlier launch has saved in", run_dir)
         label = _compute(spec, run_dir, count_attempts(run_dir))
         try:
             write_label(run_dir, label)
         except OSError as error:
             # A full disk: the store is then the only place that can keep it.
+            tell("label_unwritten", f"label not written ({error.strerror}) in", run_dir)
             return label, run_dir, error
+        tell("label_written", "label written in", run_dir)
         return label, run_dir, None
 
 
@@ -186,6 +197,7 @@ def _compute(spec: Specification, run_dir: Path, n_before: int) -> dict[str, Any
             goes_on = may_resume_starts(run_dir)
             result = runner.run(spec.atoms, run_dir, spec.calculation_id, softened=True, goes_on=goes_on)
     except CalculationError as error:
+        error.details |= spent_in_vain(error.details.get("history", ()))
         wanted = wanted_job(error, n_before, is_late=_is_late(spec.worker))
         # Without resources more memory is for whoever queues it.
         if wanted is not None and (wanted["reason"] == WALLTIME or spec.queue.get("resources")):
@@ -245,14 +257,14 @@ def _try_another_job(
         patiently(lambda: change_spec(launchpad, fw_id, job), patience)
         raise given_up(error, job) from error
     if wanted["reason"] == WALLTIME:
-        _hand_back(claims, claim, launchpad, fw_id, job)
-        sys.stderr.write(f"{error.message}: Firework {fw_id} {job.said}, and this rocket ends\n")
+        _hand_back(claims, claim, launchpad, fw_id, error.details["evidence"], job)
         _end_rocket()
         return
     # Where the database stays away, the error says what the next job should have, and `dftfactory recover` reads it.
     with contextlib.suppress(LaunchPadError):
         if patiently(lambda: claims.give_back(claim), spec.worker.database_seconds):
             patiently(lambda: make_ready(launchpad, fw_id, job), spec.worker.database_seconds)
+            next_job_given(job.said, error.details["evidence"], job.changes)
 
 
 def fizzled(error: DFTFactoryError) -> FWAction:
@@ -278,13 +290,15 @@ def _signal_of(stop: KeyboardInterrupt | SystemExit) -> int | None:
 
 
 def _hand_back(
-    claims: Claims, claim: dict[str, Any], launchpad: LaunchPad, fw_id: int, job: NextJob | None = None
+    claims: Claims, claim: dict[str, Any], launchpad: LaunchPad, fw_id: int, why: str, job: NextJob | None = None
 ) -> None:
     """Make the Firework READY for another rocket; FireWorks would make it FIZZLED."""
     with contextlib.suppress(Exception), at_most(HURRY_SECONDS):
         # Else the Firework is with another rocket by now.
         if claims.give_back(claim):
-            make_ready(launchpad, fw_id, job or NextJob(True, "is READY again"))
+            job = job or NextJob(True, "is READY again")
+            make_ready(launchpad, fw_id, job)
+            handed_back(job.said, why, job.changes)
 
 
 def _is_urgent() -> bool:
@@ -331,6 +345,7 @@ def _linked(other: dict[str, Any], spec: Specification, fw_id: int) -> FWAction:
             "this one was not needed",
             run_dir=other["launch_dir"],
         )
+    tell("linked", f"linked: Firework {other['fw_id']} computes the same label", linked_to=other["fw_id"])
     return FWAction(
         stored_data={
             "calculation_id": spec.calculation_id,
@@ -344,7 +359,11 @@ def _refuse_large_forces(label: dict[str, Any], spec: Specification) -> None:
     """`max_force` is no label parameter: a label of another configuration may be above the one of this."""
     if (reason := forces_above(label, spec.config)) is not None:
         raise CalculationError(
-            reason, **summary_of(label), failure="REJECTED", evidence=reason, explanation=FORCES_EXPLANATION
+            reason,
+            **{**summary_of(label), **NO_COST.to_dict()},
+            failure="REJECTED",
+            evidence=reason,
+            explanation=FORCES_EXPLANATION,
         )
 
 
@@ -355,7 +374,7 @@ def _action(label: dict[str, Any], run_dir: Path) -> FWAction:
 
 
 def summary_of(label: dict[str, Any]) -> dict[str, Any]:
-    """Return what the web GUI shows of a finished Firework, in eV, Å and seconds."""
+    """Return what the web GUI shows of a finished Firework, in eV, Å, seconds and core seconds."""
     result = DFTResult.from_dict(label["result"])
     return {
         "calculation_id": label["calculation_id"],
@@ -370,6 +389,7 @@ def summary_of(label: dict[str, Any]) -> dict[str, Any]:
         "iterations": result.total_iterations,
         "runs": len(result.history),
         "wall_time": result.wall_time,
+        **cost_of(result.history).to_dict(),
     }
 
 

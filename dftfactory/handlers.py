@@ -6,6 +6,7 @@ failure belongs to exactly one handler, and once a handler has spoken the others
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 from custodian.custodian import ErrorHandler
 
 from dftfactory.errors import InconsistentOutputError, ParserError
+from dftfactory.events import rung_chosen
 from dftfactory.failures import Diagnosis, Failure, examine
 from dftfactory.history import (
     awaits_verdict,
@@ -188,6 +190,9 @@ def attempt_facts(run_dir: Path) -> dict[str, Any]:
         "estimated_memory": text.estimated_memory,
         "best_accuracy": min(accuracies, default=None),
         "last_accuracy": accuracies[-1] if accuracies else None,
+        # Stars and NaN are no numbers, and the record of a failure must be JSON for everybody.
+        "scf_accuracy": [accuracy for accuracy in accuracies if math.isfinite(accuracy)],
+        **({} if text.wall_time is not None else {"cpu_so_far": text.cpu_so_far}),
     }
 
 
@@ -259,6 +264,7 @@ def _recover(run_dir: Path, diagnosis: Diagnosis) -> dict[str, Any]:
 def _prepare(run_dir: Path, following: dict[str, Any]) -> list[dict[str, Any]]:
     """Keep what the last attempt left, and write the input of the next one."""
     current = current_parameters(run_dir)
+    rung_chosen(read_history(run_dir), following)
     open_attempt(run_dir, following)
     changes = {key: following.get(key) for key in NAMELIST_OF if following.get(key) != current.get(key)}
     change_pw_input(run_dir / "pw.in", changes)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dftfactory.errors import ParserError
+from dftfactory.events import attempt_ended
 
 HISTORY = "history.json"
 # What one attempt leaves behind; wavefunctions and charge densities stay in out/ for the next one.
@@ -108,7 +109,10 @@ def awaits_verdict(run_dir: Path) -> bool:
 def close_attempt(run_dir: Path, outcome: str, **facts: Any) -> None:
     """Record how the present attempt ended."""
     history = read_history(run_dir)
+    is_told = "outcome" in history["attempts"][-1]
     history["attempts"][-1] |= {"outcome": outcome, **facts}
+    if not is_told:
+        attempt_ended(history)
     write_history(run_dir, history)
 
 

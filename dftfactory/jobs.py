@@ -13,6 +13,7 @@ from custodian.custodian import Job, NonRecoverableError, Validator
 
 from dftfactory.config import WorkerConfig
 from dftfactory.errors import ParserError
+from dftfactory.events import attempt_begun
 from dftfactory.failures import EXPLANATIONS, Failure
 from dftfactory.history import (
     close_attempt,
@@ -21,7 +22,7 @@ from dftfactory.history import (
     read_history,
     remove_traces,
 )
-from dftfactory.inputs import change_pw_input
+from dftfactory.inputs import NAMELIST_OF, change_pw_input
 from dftfactory.interrupts import asked_to_stop, postponed_signals
 from dftfactory.limits import seconds_left
 from dftfactory.parsers import read_pw_output
@@ -74,6 +75,8 @@ class QEJob(Job):  # type: ignore[misc]  # custodian is untyped
         remove_traces(folder)
         self.process = None
         self._limit_time(folder)
+        if has_history(folder):
+            attempt_begun(read_history(folder), (*NAMELIST_OF, "parallel_cores", "npool", "ndiag"))
         with (folder / "pw.out").open("wb") as out, (folder / "pw.err").open("wb") as err:
             try:
                 self._prepare_outdir(folder)

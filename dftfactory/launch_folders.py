@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, count, takewhile
 from pathlib import Path
@@ -19,6 +19,9 @@ from dftfactory.moments import MOMENT_TOLERANCE, starting_moments
 from dftfactory.orphans import end_orphans, is_rocket_dead, living_in, rocket_of, take_folder
 from dftfactory.specification import Specification
 from dftfactory.start_folders import may_resume_starts
+
+# Entries of a configuration that its md5 sums stand for.
+_FILES_AND_FOLDERS = {"pseudopotential_dir", "pseudopotentials"}
 
 
 def own_folders(launch_dir: Path, calculation_id: str) -> Iterator[Path]:
@@ -102,6 +105,7 @@ def _has_begun(folder: Path, spec: Specification) -> bool:
     moments, began_from = starting_moments(spec.atoms, spec.config.magnetism), prescribed.get("starting_moments")
     return bool(
         prescribed.get("label_parameters") == spec.config.label_parameters()
+        and _same_way(prescribed, spec)
         and prescribed["md5"] == spec.md5
         and prescribed.get("pbc") == spec.atoms.pbc.tolist()
         and begun.symbols == tuple(spec.atoms.symbols)
@@ -109,4 +113,16 @@ def _has_begun(folder: Path, spec: Specification) -> bool:
         and np.allclose(begun.positions, spec.atoms.positions, rtol=0, atol=LENGTH_TOLERANCE)
         and (moments is None) == (began_from is None)
         and (moments is None or np.allclose(moments, began_from, rtol=0, atol=MOMENT_TOLERANCE))
+    )
+
+
+def _same_way(prescribed: Mapping[str, Any], spec: Specification) -> bool:
+    """Whether a calculation began with the numerical parameters of the specification.
+
+    It goes on with those of its history: where `retry`, or `submit` with another dft.yaml, has changed them, it is to
+    begin anew. A history of before they were kept tells nothing.
+    """
+    began, wanted = prescribed.get("config"), spec.config.to_dict()
+    return began is None or all(
+        began.get(name) == wanted.get(name) for name in (began.keys() | wanted.keys()) - _FILES_AND_FOLDERS
     )

@@ -89,13 +89,34 @@ def run_again(launchpad: LaunchPad, firework: FireworkState, workflow: Workflow)
     The fingerprint is the same, so it is the same label; the way to it may be what the user has changed.
     """
     spec = workflow.fws[0].spec
-    changes = {"$set": {f"spec.{key}": spec[key] for key in (*_WAY, *ASKED, FORCE) if key in spec}}
-    # The jobs that it has had do not count any more; and what it asked of another cluster does not hold.
-    old = {f"spec.{key}": "" for key in ("jobs", *ASKED) if key not in spec}
-    launchpad.fireworks.update_one({"fw_id": firework.fw_id, "state": firework.state}, {**changes, "$unset": old})
+    changes = {key: spec[key] for key in (*_WAY, *ASKED, FORCE) if key in spec}
+    # What it asked of another cluster does not hold.
+    set_to_run(launchpad, firework, changes, forget=[key for key in ASKED if key not in spec])
+
+
+def set_to_run(
+    launchpad: LaunchPad, firework: FireworkState, changes: Mapping[str, Any], *, forget: Iterable[str] = ()
+) -> bool:
+    """Set a Firework that is over READY, with changes of its specification; the jobs that it has had do not count.
+
+    One that is READY is given the changes, unless a rocket takes it just now.
+
+    Returns
+    -------
+    bool
+        False where it has left its state meanwhile: somebody else was faster, and nothing was done.
+    """
+    update: dict[str, Any] = {"$unset": {f"spec.{key}": "" for key in ("jobs", *forget)}}
+    if changes:
+        update["$set"] = {f"spec.{key}": value for key, value in changes.items()}
+    query = {"fw_id": firework.fw_id, "state": firework.state}
+    if not launchpad.fireworks.update_one(query, update).matched_count:
+        return False
     if firework.state == "DEFUSED":
         launchpad.reignite_fw(firework.fw_id)  # to what it was before, which may be FIZZLED
-    launchpad.rerun_fw(firework.fw_id)
+    if firework.state != "READY":
+        launchpad.rerun_fw(firework.fw_id)
+    return True
 
 
 def ask_for_new_label(launchpad: LaunchPad, firework: FireworkState, workflow: Workflow) -> None:
@@ -117,6 +138,8 @@ def index_fingerprints(launchpad: LaunchPad) -> None:
     launchpad.fireworks.create_index("spec.fingerprint")
     launchpad.fireworks.create_index([("state", 1), ("spec.fingerprint", 1)])
     launchpad.fireworks.create_index([("spec.campaigns", 1), ("state", 1)])
+    # `dftfactory show` gets the name of a structure.
+    launchpad.fireworks.create_index("spec.calculation_id")
     launchpad.workflows.create_index("metadata.fingerprint")
     launchpad.workflows.create_index("locked", sparse=True)
     # Claims are found by their fingerprint without.
@@ -145,7 +168,8 @@ def find_reasons(launchpad: LaunchPad, fireworks: Iterable[FireworkState]) -> di
     keys = (*(f"_details.{name}" for name in ("message", *_FACTS)), "_stacktrace")
     exceptions = dict(_exceptions(launchpad, list(last_launch.values()), *keys))
     return {
-        fw_id: _reason(fw_id, state, exceptions.get(last_launch.get(fw_id, -1), {})) for fw_id, state in states.items()
+        fw_id: reason_of(fw_id, state, exceptions.get(last_launch.get(fw_id, -1), {}))
+        for fw_id, state in states.items()
     }
 
 
@@ -166,7 +190,7 @@ def count_failures(launchpad: LaunchPad, campaign: str | None = None) -> dict[st
     failures: Counter[str] = Counter()
     last_launches = _last_launches(launchpad, {"state": "FIZZLED", **ours(campaign)})
     while page := [launch_id for _, launch_id in islice(last_launches, _PAGE)]:
-        known = Counter(_failure(exception) for _, exception in _exceptions(launchpad, page))
+        known = Counter(failure_of(exception) for _, exception in _exceptions(launchpad, page))
         failures += known
         failures["UNKNOWN"] += len(page) - known.total()
     return dict((+failures).most_common())
@@ -190,7 +214,8 @@ def _exceptions(launchpad: LaunchPad, launch_ids: list[int], *more: str) -> Iter
         yield launch["launch_id"], stored.get("_exception") or {}
 
 
-def _failure(exception: dict[str, Any]) -> str:
+def failure_of(exception: Mapping[str, Any]) -> str:
+    """Name the failure of a FIZZLED Firework, from what FireWorks kept of its exception."""
     details = exception.get("_details") or {}
     if not details and re.search(r"\[Errno (?:28|122)\]", str(exception.get("_stacktrace") or "")):
         return "DISK_FULL"  # FireWorks could not write its own file
@@ -199,7 +224,8 @@ def _failure(exception: dict[str, Any]) -> str:
     return str(details.get("failure") or error)
 
 
-def _reason(fw_id: int, state: str, exception: dict[str, Any]) -> dict[str, Any]:
+def reason_of(fw_id: int, state: str, exception: Mapping[str, Any]) -> dict[str, Any]:
+    """Say why a Firework is over, as `find_reasons` does."""
     if state == "COMPLETED":
         cure = "`dftfactory recover` looks on the disk"
         said = f"Firework {fw_id} is COMPLETED, and the LaunchPad has no label of it: {cure}"
@@ -215,4 +241,4 @@ def _reason(fw_id: int, state: str, exception: dict[str, Any]) -> dict[str, Any]
     else:
         said = details.get("message") or trace[-1]
     facts = {name: details.get(name) for name in _FACTS}
-    return {"reason": str(said), "failure": _failure(exception), **facts}
+    return {"reason": str(said), "failure": failure_of(exception), **facts}

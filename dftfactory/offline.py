@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -152,8 +153,11 @@ def bring_home(launchpad: LaunchPad, launch: OfflineLaunch) -> bool:
     """
     if launch.state in (OfflineState.UNSEEN, OfflineState.DAMAGED):
         return False
-    if launchpad.recover_offline(launch.launch_id, ignore_errors=True) is not None:
-        return False
+    with warnings.catch_warnings():
+        # It says so of each rocket that has ended before its first ping.
+        warnings.filterwarnings("ignore", "Unable to find FW_ping", UserWarning)
+        if launchpad.recover_offline(launch.launch_id, ignore_errors=True) is not None:
+            return False
     ping = _last_ping(launch.launch_dir)
     if launch.state is OfflineState.RUNNING and ping is not None:
         launchpad.ping_launch(launch.launch_id, ptime=ping)

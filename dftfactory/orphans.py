@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dftfactory.errors import ClaimedError, ParserError
+from dftfactory.events import tell
 from dftfactory.failures import Failure
 from dftfactory.history import HISTORY, close_attempt, read_history, write_atomically
 from dftfactory.jobs import clean_up, keep_state, may_resume
@@ -91,6 +92,8 @@ def end_orphans(folder: Path, soft_seconds: float = SOFT_SECONDS) -> list[str]:
         _close(run_dir)
         if may_resume(run_dir):
             done.append(f"kept its state in {run_dir}")
+    for said in done:
+        tell("earlier_run_ended", said)
     return done
 
 

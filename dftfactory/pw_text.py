@@ -46,6 +46,8 @@ class PwText:
         MB per rank.
     cpu_time, wall_time
         Seconds.
+    cpu_so_far
+        Seconds, up to the last SCF iteration that has begun: all that a run says of its time which was killed.
     energy, smearing, scf_error, scf_accuracy
         Ry: the `!` line, -TS, the accuracy printed below it, and the accuracies of all iterations.
     energy_terms
@@ -92,6 +94,7 @@ class PwText:
     estimated_memory: float | None = None
     cpu_time: float | None = None
     wall_time: float | None = None
+    cpu_so_far: float | None = None
     iterations: int = 0
     scf_accuracy: tuple[float, ...] = ()
     energy: float | None = None
@@ -176,6 +179,8 @@ def parse_text(text: str) -> PwText:
         found.estimated_memory = to_number(memory[1]) * MB[memory[2]]
     if clock := re.search(r"^ *PWSCF *:([\d. dhms]+?) *CPU +([\d. dhms]+?) *WALL", text, re.M):
         found.cpu_time, found.wall_time = _seconds(clock[1]), _seconds(clock[2])
+    if so_far := re.findall(r"total cpu time spent up to now is +(\d+\.?\d*) secs", text):
+        found.cpu_so_far = float(so_far[-1])
     _take_energies(text, found)
     _take_levels(text, found)
     _take_structure(text, found)

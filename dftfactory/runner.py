@@ -16,6 +16,7 @@ from custodian.custodian import CustodianError, ReturnCodeError, ValidationError
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError, DFTFactoryError, ParserError, StructureError
 from dftfactory.estimate import make_estimate
+from dftfactory.events import about, start_begun
 from dftfactory.giving_up import calculation_error, softened_error
 from dftfactory.handlers import all_handlers, attempt_facts
 from dftfactory.history import (
@@ -249,6 +250,7 @@ class QERunner:
         for start, pw_input, history in zip(starts, inputs, histories, strict=True):
             folder = record.begin(start, history["parameters"])
             _write_starts(run_dir, record)
+            start_begun(calculation_id, start.name, len(record.states) + 1, len(starts), folder)
             try:
                 record.end_well(self._go_on_with_start(run_dir / folder, calculation_id, pw_input, history))
             except CalculationError as error:
@@ -265,7 +267,7 @@ class QERunner:
         custodian = Custodian(
             all_handlers(), [job], [LabelValidator()], max_errors=MAX_CORRECTIONS, directory=str(run_dir)
         )
-        with stopped_by_signals(), _quiet_custodian():
+        with stopped_by_signals(), _quiet_custodian(), about(calculation_id):
             try:
                 custodian.run()
                 result = read_pw_output(run_dir)
@@ -317,6 +319,8 @@ class QERunner:
                 "conv_thr": parameters["conv_thr"],
                 "smearing": self.config.smearing,
                 "label_parameters": self.config.label_parameters(),
+                # What another job that goes on with it compares with its own.
+                "config": self.config.to_dict(),
                 "max_force": self.config.max_force,
                 "min_distance_fraction": self.config.min_distance_fraction,
                 "early_stop": self.config.early_stop,

@@ -9,7 +9,7 @@ What a million structures need on paper, from measured documents (bytes of BSON;
     label           2,100  10,900  99,000   1,350 + 98 for each atom
 
 Size: a million structures of 100 atoms are 18 GB (7 in the LaunchPad, 11 of labels), of 8 atoms 4.5 GB, before the
-server compresses them. In indexes each structure has some 36 entries (FireWorks makes 27, its `_id` included, we 9) of
+server compresses them. In indexes each structure has some 37 entries (FireWorks makes 27, its `_id` included, we 10) of
 20 to 60 bytes: about 1.5 GB, which should fit into the memory of the server.
 Limit: a document has at most 16 MB. With 5,000 atoms, the most that `check_structure` lets through, a Firework has
 0.3 MB and a label 0.5 MB; `submit` sends 200 Fireworks at once, and the driver cuts requests that are too large.

@@ -10,6 +10,7 @@ from typing import Any
 
 from dftfactory.config import WorkerConfig
 from dftfactory.errors import ParserError
+from dftfactory.events import run_stopped, signal_came
 from dftfactory.failures import Failure
 from dftfactory.handlers import attempt_facts
 from dftfactory.history import close_attempt, read_history, write_history
@@ -86,6 +87,7 @@ class Supervision:
             self._take_back()
 
     def _act(self, verdict: Verdict, process: PwProcess) -> None:
+        run_stopped(verdict.failure.value, verdict.evidence, softly=verdict.softly)
         # A full disk takes the record. The run is stopped all the same, unless that needs a file, too.
         with contextlib.suppress(OSError, ParserError):
             note(self.folder, stopped={"failure": verdict.failure.value, "evidence": verdict.evidence})
@@ -98,6 +100,7 @@ class Supervision:
     def _stop_softly(self, stop: SoftStop, process: PwProcess, *, is_over: bool) -> None:
         if self.signal is None:
             self.signal = stop
+            signal_came(stop.name)
             if not self.watch.output.converged or stop.is_urgent:
                 with contextlib.suppress(OSError):
                     self._ask_to_stop()

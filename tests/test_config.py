@@ -54,6 +54,7 @@ EVERY_WORKER_FIELD: dict[str, Any] = {
     "margin_seconds": 120.0,
     "hang_seconds": 300.0,
     "database_seconds": 60.0,
+    "log": "json",
     "memory_mb": 64000.0,
     "environment": {"OMP_NUM_THREADS": "2"},
 }

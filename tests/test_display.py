@@ -10,10 +10,8 @@ import pytest
 from queue_helpers import label_for
 from rich.console import Console
 
-from dftfactory.display import candidate_table, print_result, print_status
-from dftfactory.failures import EXPLANATIONS, Failure
+from dftfactory.display import candidate_table, print_result
 from dftfactory.results import DFTResult
-from dftfactory.store import LabelStore
 
 ROWS = [
     {
@@ -105,36 +103,3 @@ def test_long_paths_are_not_folded_in_a_pipe(result: DFTResult, capsys: pytest.C
     folder = Path("/a/rather/deep/folder") / ("of_a_user_" * 8)
     print_result(result, folder)
     assert f"{folder} (label.json" in capsys.readouterr().out
-
-
-@pytest.mark.mongodb
-def test_status_of_an_empty_launchpad(launchpad: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    print_status(launchpad)
-    assert capsys.readouterr().out.split() == ["Fireworks", "none", "0", "Labels", "none", "0"]
-
-
-@pytest.mark.mongodb
-def test_status_counts_candidates_fireworks_labels(launchpad: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    for n, level in enumerate((0, 0, 3)):
-        label = {"fingerprint": f"dft{n}", "level": level, "quality": "exact"}
-        LabelStore(launchpad).put(label)
-    launchpad.fireworks.insert_one({"fw_id": 1, "state": "FIZZLED", "spec": {"fingerprint": "dft9"}, "launches": []})
-    other = {"fw_id": 2, "state": "FIZZLED", "spec": {"fingerprint": "dft8"}, "launches": [7]}
-    launchpad.fireworks.insert_one(other)
-    exception = {"_details": {"error": "CalculationError", "failure": "OUT_OF_MEMORY"}}
-    launchpad.launches.insert_one({"launch_id": 7, "action": {"stored_data": {"_exception": exception}}})
-    print_status(launchpad, {"SELECTED": 12, "COMPLETED": 3})
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines == [
-        "Candidates",
-        "SELECTED 12",
-        "COMPLETED 3",
-        "Fireworks",
-        "FIZZLED 2",
-        "Labels",
-        "level 0, exact 2",
-        "level 3, exact 1",
-        "Why Fireworks are FIZZLED",
-        f"OUT_OF_MEMORY 1 {EXPLANATIONS[Failure.OUT_OF_MEMORY]}",
-        "UNKNOWN 1",
-    ]

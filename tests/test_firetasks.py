@@ -621,7 +621,7 @@ def test_a_full_disk_ends_the_rocket_and_not_one_firework_after_the_other(
     assert died == ([signal.SIGTERM] if is_full else [])
     assert states(launchpad)[1] == ("READY" if is_full else "RUNNING")
     assert Claims(launchpad).all() == []
-    assert ("Firework 1 is READY again, and this rocket ends" in capsys.readouterr().err) is is_full
+    assert ("Firework 1 is READY again, and this rocket ends" in capsys.readouterr().out) is is_full
 
 
 @pytest.mark.mongodb

@@ -14,12 +14,14 @@ import pytest
 from fireworks import Firework, FWorker, LaunchPad, ScriptTask
 from fireworks.user_objects.queue_adapters.common_adapter import CommonAdapter
 from fireworks.utilities.fw_serializers import load_object_from_file
+from queue_helpers import make_database, rlaunch
 
 from dftfactory.cluster import ClusterConfig
 from dftfactory.config import WorkerConfig
 from dftfactory.errors import LaunchPadError
 from dftfactory.firetasks import RunDFT
 from dftfactory.launchpad import load_launchpad
+from dftfactory.pipeline import submit
 from dftfactory.resources import spec_entries, whole_class
 
 FW_CONFIGS = Path(__file__).parents[1] / "fw_configs"
@@ -345,3 +347,16 @@ def _fireworks_settings(config: Path, current_folder: Path) -> dict[str, object]
     )
     settings: dict[str, object] = json.loads(printed.stdout)
     return settings
+
+
+@pytest.mark.mongodb
+def test_rlaunch_can_be_left_with_our_lines_alone(launchpad, fake_pw, fake_config, si_atoms, tmp_path, monkeypatch):
+    """The two lines of FW_config.yaml that are behind a #."""
+    text = (FW_CONFIGS / "FW_config.yaml").read_text()
+    edited = tmp_path / "FW_config.yaml"
+    edited.write_text(re.sub(r"^# (\w*STREAM_LOGLEVEL: WARNING)$", r"\1", text, flags=re.MULTILINE))
+    assert edited.read_text().count("\nSTREAM_LOGLEVEL") == edited.read_text().count("\nROCKET_STREAM_LOGLEVEL") == 1
+    submit(make_database(tmp_path / "c.db", si_atoms), fake_config, launchpad)
+    monkeypatch.setenv("FW_CONFIG_FILE", str(edited))
+    printed = rlaunch(launchpad, tmp_path / "run", fake_pw("converged"), "rapidfire").splitlines()
+    assert [line.split()[2] for line in printed] == ["a"] * 5

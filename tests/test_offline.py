@@ -351,6 +351,7 @@ def test_a_folder_that_is_not_to_be_seen_from_here_is_left_alone(
 
 
 @pytest.mark.mongodb
+@pytest.mark.filterwarnings("error:Unable to find FW_ping")  # among the lines of `dftfactory recover`
 @pytest.mark.parametrize("left", ['{"launch_id": 1, "started_on": "2026-01-01T00:00:00+00:00"}', ""])
 def test_the_label_of_a_rocket_that_was_killed_comes_home(
     left: str, launchpad: LaunchPad, queue_firework: Callable[[], Path]

@@ -34,6 +34,7 @@ FENCES = {
     "fireworks": {
         "workflows",
         "firetasks",
+        "rocket_output",
         "lost_labels",
         "lost_runs",
         "repairs",
@@ -52,7 +53,9 @@ LOWEST = {
     "pw_entries": {"errors", "settings"},
     "config": {"errors", "settings", "pw_entries"},
     "results": {"errors"},
-    "history": {"errors"},
+    "plain_values": set(),
+    "events": {"errors", "plain_values"},
+    "history": {"errors", "events"},
     "upf": {"errors"},
     "pseudos": {"errors", "upf"},
 }

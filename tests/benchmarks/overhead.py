@@ -1,4 +1,4 @@
-"""What dftfactory costs beyond pw.x itself: QERunner, the rlaunch path, the parser, submit.
+"""What dftfactory costs beyond pw.x itself: QERunner, the rlaunch path, the parser, the log, submit.
 
 Usage: python tests/benchmarks/overhead.py [--labels N] [--structures N]
 """
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import ase.db
@@ -24,6 +25,7 @@ from ase.build import bulk, molecule
 from dftfactory import DFTConfig, QERunner, WorkerConfig, read_pw_output
 from dftfactory.candidates import open_candidates
 from dftfactory.demo import DEBIAN_PSEUDOPOTENTIALS, PSEUDOPOTENTIALS
+from dftfactory.events import attempt_ended, shown_on
 from dftfactory.launchpad import load_launchpad
 from dftfactory.local_launchpad import start_local_launchpad, stop_local_launchpad
 from dftfactory.pipeline import submit
@@ -48,6 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dftfactory-bench-") as folder:
         measure_runner(Path(folder))
         measure_parser(Path(folder))
+        measure_log(Path(folder))
         measure_queue(Path(folder), options.labels)
         measure_submit(Path(folder), options.structures)
 
@@ -82,6 +85,26 @@ def measure_parser(folder: Path, repeats: int = 20) -> None:
     text = statistics.median(seconds(lambda: read_pw_output(run_dir)) for _ in range(repeats))
     print(f"parser, {len(atoms)} atoms: XML checked against text and input {whole * 1e3:.1f} ms, "
           f"text alone {text * 1e3:.1f} ms (median of {repeats})")  # fmt: skip
+
+
+def measure_log(folder: Path, number: int = 5000, repeats: int = 7) -> None:
+    """One event of the log: with nobody who listens, as a line and as JSON in a file."""
+    attempt = {"parameters": {"level": 1}, "outcome": "CONVERGED", "iterations": 7, "last_accuracy": 1e-9}
+    history = {"calculation_id": "Si-bulk", "attempts": [attempt]}
+
+    def microseconds() -> float:
+        tell = partial(attempt_ended, history)
+        times = [seconds(lambda: [tell() for _ in range(number)]) for _ in range(repeats)]
+        return statistics.median(times) / number * 1e6
+
+    unheard = microseconds()
+    with (folder / "log").open("w") as log:
+        with shown_on(log):
+            line = microseconds()
+        with shown_on(log, as_json=True):
+            as_json = microseconds()
+    print(f"log: {unheard:.1f} µs for an event that nobody listens to, {line:.0f} µs as a line, "
+          f"{as_json:.0f} µs as JSON (median of {repeats})")  # fmt: skip
 
 
 def measure_queue(folder: Path, number: int) -> None:

@@ -1,0 +1,1 @@
+"""FireWorks' web GUI with our pages beside its own: `dftfactory webgui`."""
