@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
+from dftfactory.errors import LaunchPadError
 from dftfactory.records import Record, read_changed, read_records
 from dftfactory.store import launchpad_errors
 
@@ -38,6 +40,7 @@ class RecordTable:
         self._read = self._refreshed = float("-inf")
         self._n_fireworks = 0
         self._newest: datetime | None = None
+        self._reader = threading.Thread()
 
     def records(self, campaign: str | None = None) -> list[Record]:
         """Return all records, or those of one campaign, by fw_id."""
@@ -57,29 +60,44 @@ class RecordTable:
             return
         try:
             if time.monotonic() - self._refreshed >= self.seconds:
-                self._take_changes()
+                if self._newest is None:
+                    self._read_all()
+                else:
+                    self._read_changes()
                 self._refreshed = time.monotonic()
         finally:
             self._lock.release()
 
     @launchpad_errors()
-    def _take_changes(self) -> None:
+    def _read_all(self) -> None:
+        began, n_fireworks = time.monotonic(), self.launchpad.fireworks.estimated_document_count()
+        self._keep({record.fw_id: record for record in read_records(self.launchpad)})
+        self._read, self._n_fireworks = began, n_fireworks
+
+    @launchpad_errors()
+    def _read_changes(self) -> None:
         n_fireworks = self.launchpad.fireworks.estimated_document_count()
-        is_old = time.monotonic() - self._read > ANEW
-        if is_old or n_fireworks < self._n_fireworks or self._newest is None:
-            began = time.monotonic()
-            records = {record.fw_id: record for record in read_records(self.launchpad)}
-            self._read = began
-        else:
-            changed = {record.fw_id: record for record in read_changed(self.launchpad, self._newest - CLOCKS)}
-            if all(self._records.get(fw_id) == record for fw_id, record in changed.items()):
-                changed = {}
-            records = {**self._records, **changed} if changed else self._records
+        since = (self._newest or datetime.now(timezone.utc)) - CLOCKS
+        changed = {record.fw_id: record for record in read_changed(self.launchpad, since)}
+        n_new = len(changed.keys() - self._records.keys())
+        if any(self._records.get(fw_id) != record for fw_id, record in changed.items()):
+            self._keep({**self._records, **changed})
+        # Some were removed, or came with times of long ago.
+        is_other = not self._n_fireworks <= n_fireworks <= self._n_fireworks + n_new
         self._n_fireworks = n_fireworks
-        if records is not self._records:
-            now = datetime.now(timezone.utc)
-            # The clock of a node may be far ahead: what others write then would never be newer.
-            times = [min(record.updated, now) for record in records.values() if record.updated is not None]
-            self._newest = max(times, default=None)
-            self._sorted = [records[fw_id] for fw_id in sorted(records)]
-            self._records = records
+        if (is_other or time.monotonic() - self._read > ANEW) and not self._reader.is_alive():
+            self._reader = threading.Thread(target=self._read_all_quietly, daemon=True)
+            self._reader.start()
+
+    def _read_all_quietly(self) -> None:
+        """Read all while the pages show what there is; a database that is away is found by the next page."""
+        with contextlib.suppress(LaunchPadError):
+            self._read_all()
+
+    def _keep(self, records: dict[int, Record]) -> None:
+        now = datetime.now(timezone.utc)
+        # The clock of a node may be far ahead: what others write then would never be newer.
+        times = [min(record.updated, now) for record in records.values() if record.updated is not None]
+        self._newest = max(times, default=None)
+        self._sorted = [records[fw_id] for fw_id in sorted(records)]
+        self._records = records

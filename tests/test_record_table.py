@@ -37,6 +37,12 @@ def states(table: RecordTable) -> dict[int, str]:
     return {record.fw_id: record.state for record in table.records()}
 
 
+def after_reading_all(table: RecordTable) -> None:
+    """Look, and wait for the thread that this has started."""
+    table.records()
+    table._reader.join(60)
+
+
 def test_table_is_what_the_records_are(launchpad: Any, tmp_path: Path) -> None:
     ids = plant_every_state(launchpad, tmp_path)
     table = RecordTable(launchpad, seconds=0)
@@ -98,7 +104,18 @@ def test_deleted_fireworks_go(launchpad: Any, garden: Garden) -> None:
     table = RecordTable(launchpad, seconds=0)
     assert len(table.records()) == 3
     launchpad.delete_wf(2)
+    after_reading_all(table)
     assert states(table) == {1: "READY", 3: "READY"}
+
+
+def test_fireworks_with_times_of_long_ago_come_too(launchpad: Any, garden: Garden) -> None:
+    garden.add("a", silicon(1))
+    table = RecordTable(launchpad, seconds=0)
+    assert len(table.records()) == 1
+    garden.add("b", silicon(2))
+    launchpad.fireworks.update_one({"fw_id": 2}, {"$set": {"updated_on": "2020-01-01T00:00:00+00:00"}})
+    after_reading_all(table)
+    assert len(table.records()) == 2
 
 
 def test_young_table_asks_nobody(launchpad: Any, garden: Garden, loads: list[str]) -> None:
@@ -119,7 +136,25 @@ def test_old_table_is_read_anew(
     launchpad.fireworks.update_one({"fw_id": 1}, {"$set": {"spec.campaigns": ["later"], "updated_on": "2020-01-01"}})
     assert table.records("later") == []
     monkeypatch.setattr(record_table, "ANEW", 0.0)
+    after_reading_all(table)
     assert len(table.records("later")) == 1
+
+
+def test_pages_do_not_wait_while_all_is_read_anew(
+    launchpad: Any, garden: Garden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garden.add("a", silicon(1))
+    table = RecordTable(launchpad, seconds=0)
+    table.records()
+    may_end, real = threading.Event(), record_table.read_records
+    monkeypatch.setattr(record_table, "read_records", lambda *args: may_end.wait(60) and real(*args))
+    monkeypatch.setattr(record_table, "ANEW", 0.0)
+    assert states(table) == {1: "READY"}
+    garden.launch(1)
+    assert states(table) == {1: "RUNNING"}
+    may_end.set()
+    after_reading_all(table)
+    assert states(table) == {1: "RUNNING"}
 
 
 def test_threads_share_one_reading(launchpad: Any, garden: Garden, loads: list[str]) -> None:

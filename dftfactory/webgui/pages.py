@@ -24,7 +24,7 @@ from dftfactory.progress import Progress, progress_of
 from dftfactory.record_table import RecordTable
 from dftfactory.records import Record
 from dftfactory.running import read_running
-from dftfactory.story import find_fw_id, tell_story
+from dftfactory.story import Story, find_fw_id, tell_story
 from dftfactory.webgui import words
 from dftfactory.webgui.one_structure import facts_of_structure, file_of
 from dftfactory.webgui.table import COLUMNS, STATES, Query, choices_of, page_of
@@ -101,7 +101,7 @@ def make_pages(launchpad: LaunchPad) -> Blueprint:
     @pages.route("/structures/<int:fw_id>/files/<path:name>")
     def file(fw_id: int, name: str) -> AnyResponse:
         known(fw_id)
-        story = tell_story(launchpad, fw_id)
+        story = _story(launchpad, fw_id)
         path = file_of(story, name)
         if path is None:
             where = "of this machine" if story.folder is None else f"or is not one of those of structure {fw_id}"
@@ -226,7 +226,7 @@ def _table(launchpad: LaunchPad, table: RecordTable, query: Query) -> dict[str, 
 
 
 def _structure(launchpad: LaunchPad, table: RecordTable, record: Record) -> dict[str, Any]:
-    story = tell_story(launchpad, record.fw_id)
+    story = _story(launchpad, record.fw_id)
     shown = (pictures.scf_picture(story.attempts), pictures.ladder_picture(story.attempts))
     facts = facts_of_structure(story)
     figures = {picture.name: _figure(picture) for picture in shown}
@@ -240,6 +240,13 @@ def _structure(launchpad: LaunchPad, table: RecordTable, record: Record) -> dict
         "live": story.record.state in LIVE,
         "figures": figures,
     }
+
+
+def _story(launchpad: LaunchPad, fw_id: int) -> Story:
+    try:
+        return tell_story(launchpad, fw_id)
+    except UnknownStructureError as error:  # deleted since the table was read
+        abort(404, error.message)
 
 
 def _figure(picture: pictures.Picture) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+from dftfactory import DFTConfig
 from dftfactory.launchpad import load_launchpad
 from dftfactory.local_launchpad import start_local_launchpad, stop_local_launchpad
 
@@ -46,13 +47,14 @@ def main() -> None:
         measure(options.launchpad)
         return
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from every_state import write_pseudopotentials
     from many_fireworks import plant_many
-    from scale import CONFIG
 
     with tempfile.TemporaryDirectory(prefix="dftfactory-pages-") as folder:
         local = start_local_launchpad(Path(folder) / "launchpad")
         try:
-            plant_many(load_launchpad(local.launchpad_file), options.size, CONFIG)
+            config = DFTConfig(pseudopotential_dir=str(write_pseudopotentials(Path(folder))), ecutwfc=40, kspacing=0.3)
+            plant_many(load_launchpad(local.launchpad_file), options.size, config)
             measure(local.launchpad_file)
         finally:
             stop_local_launchpad(local.folder)
