@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 from dftfactory.cli_options import CANDIDATES_HELP, Campaign, LaunchPadFile, database_of, open_launchpad, progress_bar
 
 if TYPE_CHECKING:
-    from dftfactory.progress import Progress
+    from dftfactory.monitor.progress import Progress
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")]
 SECONDS = 2.0
@@ -62,11 +62,11 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say how far it is, how fast, what it costs, what fails and what runs now."""
-    from dftfactory.failed import explanation_of
     from dftfactory.launchpad import describe_launchpad
-    from dftfactory.monitor_display import status_line, status_sections
-    from dftfactory.progress import read_progress
-    from dftfactory.sections import Section, print_sections
+    from dftfactory.monitor.failed import explanation_of
+    from dftfactory.monitor.progress import read_progress
+    from dftfactory.monitor.sections import Section, print_sections
+    from dftfactory.monitor.status_display import status_line, status_sections
 
     if watch and as_json:
         raise typer.BadParameter("--json is one document: not with --watch")
@@ -87,7 +87,7 @@ def status(
         return read_progress(opened, campaign)
 
     if watch:
-        from dftfactory.watch_status import watch_status
+        from dftfactory.monitor.watch_status import watch_status
 
         watch_status(look, sections, status_line, every)
         return
@@ -104,9 +104,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Tell one structure's whole story: its runs, what was changed for each, its label or its failure."""
-    from dftfactory.sections import print_sections
-    from dftfactory.story import find_fw_id, tell_story
-    from dftfactory.story_display import story_sections
+    from dftfactory.monitor.sections import print_sections
+    from dftfactory.monitor.story import find_fw_id, tell_story
+    from dftfactory.monitor.story_display import story_sections
 
     opened = open_launchpad(launchpad)
     story = tell_story(opened, find_fw_id(opened, who))
@@ -122,9 +122,9 @@ def failures(
     as_json: AsJson = False,
 ) -> None:
     """Group what has failed by its reason; each with what to do, and the command that runs it again."""
-    from dftfactory.failed import group_failures, read_failed
-    from dftfactory.monitor_display import failure_sections
-    from dftfactory.sections import print_sections
+    from dftfactory.monitor.failed import group_failures, read_failed
+    from dftfactory.monitor.sections import print_sections
+    from dftfactory.monitor.status_display import failure_sections
 
     options = _same_place(launchpad) + ([] if campaign is None else ["--campaign", campaign])
     groups = group_failures(read_failed(open_launchpad(launchpad), campaign), options)
@@ -155,12 +155,12 @@ def retry(
 ) -> None:
     """Run failed calculations again, perhaps with other numerical parameters or a larger job; safe to repeat."""
     from dftfactory.cluster import find_classes
-    from dftfactory.failed import read_failed
-    from dftfactory.monitor_display import retry_sections
+    from dftfactory.monitor.failed import read_failed
+    from dftfactory.monitor.sections import print_sections
+    from dftfactory.monitor.status_display import retry_sections
     from dftfactory.retry import parse_changes, select_failed
     from dftfactory.retry import retry as run_again
     from dftfactory.retry_resources import Wish
-    from dftfactory.sections import print_sections
 
     if bool(ids) == (reason is not None or campaign is not None):
         raise typer.BadParameter("give IDs, or --reason, --campaign or both")
@@ -168,7 +168,7 @@ def retry(
     cluster = find_classes() if wish else None
     opened = open_launchpad(launchpad)
     if ids:
-        from dftfactory.story import find_fw_id
+        from dftfactory.monitor.story import find_fw_id
 
         fw_ids = [find_fw_id(opened, who) for who in ids]
     else:
@@ -262,7 +262,7 @@ def report(
 ) -> None:
     """Write what the factory did and what the labels look like into one file for the browser."""
     from dftfactory.cli_options import number_of
-    from dftfactory.report import checked_path, write_report
+    from dftfactory.report.page import checked_path, write_report
 
     checked_path(out)  # before anything is read
     page, *pictures = write_report(open_launchpad(launchpad), out, campaign, png=png)

@@ -15,8 +15,8 @@ from dftfactory.claims import Claims, look_at
 from dftfactory.cluster import ClusterConfig
 from dftfactory.config import DFTConfig
 from dftfactory.errors import ConfigError, DFTFactoryError
-from dftfactory.failed import Failed
 from dftfactory.launches import FireworkState, find_reasons, set_to_run
+from dftfactory.monitor.failed import Failed
 from dftfactory.pw_entries import label_entries
 from dftfactory.resources import spec_entries
 from dftfactory.retry_resources import Wish, changed_resources, first_resources

@@ -20,10 +20,10 @@ from test_retry import RESOURCES, fail
 from dftfactory import cli
 from dftfactory.config import DFTConfig
 from dftfactory.errors import DFTFactoryError, LaunchPadAwayError, LaunchPadError
-from dftfactory.monitor_display import status_line, status_sections
+from dftfactory.monitor.progress import Progress
+from dftfactory.monitor.status_display import status_line, status_sections
+from dftfactory.monitor.watch_status import watch_status
 from dftfactory.pipeline import submit
-from dftfactory.progress import Progress
-from dftfactory.watch_status import watch_status
 
 
 @dataclass
@@ -116,7 +116,7 @@ def test_watch_with_or_without_seconds(
     queued: None, dftfactory: Dftfactory, monkeypatch: pytest.MonkeyPatch, words: str, seconds: float
 ) -> None:
     given: list[float] = []
-    monkeypatch.setattr("dftfactory.watch_status.watch_status", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr("dftfactory.monitor.watch_status.watch_status", lambda *arguments: given.append(arguments[-1]))
     assert dftfactory("status", *words.split()).status == 0
     assert given == [seconds]
 
@@ -124,7 +124,7 @@ def test_watch_with_or_without_seconds(
 @pytest.mark.mongodb
 def test_watch_takes_no_file_for_seconds(queued: None, dftfactory: Dftfactory, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("dftfactory.watch_status.watch_status", lambda look, *rest: seen.append(rest))
+    monkeypatch.setattr("dftfactory.monitor.watch_status.watch_status", lambda look, *rest: seen.append(rest))
     assert dftfactory("status", "--watch", "c.db").status == 0
     assert dftfactory("status", "--watch", "none.db").status == 1
     assert len(seen) == 1
@@ -147,7 +147,7 @@ LIVES = [
 @pytest.fixture
 def look(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Progress]:
     """Plays a life of the LaunchPad, without waiting."""
-    monkeypatch.setattr("dftfactory.watch_status.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("dftfactory.monitor.watch_status.time.sleep", lambda seconds: None)
     life: Iterator[Any] = iter(LIVES)
 
     def look() -> Progress:
@@ -190,7 +190,7 @@ def test_ctrl_c_is_the_way_to_end_it(look: Callable[[], Progress], monkeypatch: 
     def stop(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dftfactory.watch_status.time.sleep", stop)
+    monkeypatch.setattr("dftfactory.monitor.watch_status.time.sleep", stop)
     assert "0 of 2 Fireworks COMPLETED" in watched(look, force_terminal=True, _environ={"TERM": "xterm"})
 
 

@@ -12,10 +12,10 @@ import pytest
 from ase.units import GPa
 from made_up_labels import made_up_label
 
-from dftfactory import data_set as data_set_module
-from dftfactory.data_pictures import data_pictures, energies, force_components, largest_forces, pressures
-from dftfactory.data_set import GPA, MOST_GROUPS, OTHERS, read_data_set
-from dftfactory.picture import Picture
+from dftfactory.report import data_set as data_set_module
+from dftfactory.report.data_pictures import data_pictures, energies, force_components, largest_forces, pressures
+from dftfactory.report.data_set import GPA, MOST_GROUPS, OTHERS, read_data_set
+from dftfactory.report.picture import Picture
 
 
 def row_of(picture: Picture, name: str) -> dict[tuple[float, float], int]:

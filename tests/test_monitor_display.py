@@ -16,9 +16,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from dftfactory.cost import Cost
-from dftfactory.failed import Failed, group_failures, read_failed
 from dftfactory.failures import EXPLANATIONS, Failure
-from dftfactory.monitor_display import (
+from dftfactory.monitor.failed import Failed, group_failures, read_failed
+from dftfactory.monitor.progress import Progress, read_progress
+from dftfactory.monitor.records import Record
+from dftfactory.monitor.running import Running
+from dftfactory.monitor.sections import Cell, Column, Section, plain_lines, print_sections, split_command
+from dftfactory.monitor.status_display import (
     BAR_LETTERS,
     duration,
     failure_sections,
@@ -27,13 +31,9 @@ from dftfactory.monitor_display import (
     status_line,
     status_sections,
 )
-from dftfactory.progress import Progress, read_progress
-from dftfactory.records import Record
+from dftfactory.monitor.story import Attempt, LaunchFacts, Story, tell_story
+from dftfactory.monitor.story_display import sparkline, story_sections
 from dftfactory.retry import Refused, Retried, RetrySummary, retry
-from dftfactory.running import Running
-from dftfactory.sections import Cell, Column, Section, plain_lines, print_sections, split_command
-from dftfactory.story import Attempt, LaunchFacts, Story, tell_story
-from dftfactory.story_display import sparkline, story_sections
 
 NOW = datetime.now(timezone.utc)
 MARKUP = "<script>alert(1)</script>[red]x[/red][/]\x1b[31m\u202eend"

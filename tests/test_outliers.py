@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from made_up_labels import made_up_label
 
-from dftfactory.data_set import LabelNumbers, read_data_set
-from dftfactory.outliers import FEWEST, find_outliers, linear_fit
+from dftfactory.report.data_set import LabelNumbers, read_data_set
+from dftfactory.report.outliers import FEWEST, find_outliers, linear_fit
 
 RANDOM = np.random.default_rng(6)
 # eV per atom; what a fit has to find again.

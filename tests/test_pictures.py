@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from dftfactory import pictures
-from dftfactory.picture import COLORS, LEVEL_COLORS, Picture, Series, level_color, polygon
-from dftfactory.pictures import figure_of, ladder_picture, overview, scf_picture
-from dftfactory.plotly_figures import plotly_js
-from dftfactory.records import Record
-from dftfactory.story import Attempt
+from dftfactory.monitor.records import Record
+from dftfactory.monitor.story import Attempt
+from dftfactory.report import pictures
+from dftfactory.report.picture import COLORS, LEVEL_COLORS, Picture, Series, level_color, polygon
+from dftfactory.report.pictures import figure_of, ladder_picture, overview, scf_picture
+from dftfactory.report.plotly_figures import plotly_js
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=timezone.utc)
 MARKUP = "<script>alert(1)</script><b>x</b>"
@@ -190,7 +190,7 @@ def test_a_row_stands_on_its_base_and_its_largest_bin_is_as_high_as_asked() -> N
 
 @pytest.mark.parametrize("package", ["plotly", "matplotlib", "pymatgen", "ase"])
 def test_pictures_are_made_without_slow_imports(package: str) -> None:
-    code = "import sys; from dftfactory import pictures; pictures.overview([]); sys.exit(sys.argv[1] in sys.modules)"
+    code = "import sys; from dftfactory.report import pictures; pictures.overview([]); sys.exit(sys.argv[1] in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, package], check=False).returncode == 0
 
 

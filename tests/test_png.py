@@ -14,11 +14,11 @@ import pytest
 from made_up_labels import made_up_label
 from PIL import Image
 
-from dftfactory.data_pictures import data_pictures
-from dftfactory.data_set import read_data_set
 from dftfactory.errors import DFTFactoryError
-from dftfactory.picture import COLORS, Picture, Series
-from dftfactory.png import DPI, WIDTH, write_png, write_pngs
+from dftfactory.report.data_pictures import data_pictures
+from dftfactory.report.data_set import read_data_set
+from dftfactory.report.picture import COLORS, Picture, Series
+from dftfactory.report.png import DPI, WIDTH, write_png, write_pngs
 
 BARS = Picture("bars", "Two bars", "", "labels", (Series("a", ("x", "y"), (1, 2), COLORS["COMPLETED"]),))
 
@@ -82,8 +82,8 @@ def test_settings_of_matplotlib_are_neither_used_nor_changed(tmp_path: Path) -> 
 
 def test_pyplot_is_not_touched(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from dftfactory.picture import Picture, Series; "
-        "from dftfactory.png import write_png; "
+        "import sys; from pathlib import Path; from dftfactory.report.picture import Picture, Series; "
+        "from dftfactory.report.png import write_png; "
         "write_png(Picture('a', 'a', '', 'n', (Series('a', ('x',), (1,), '#000'),)), Path(sys.argv[1])); "
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )

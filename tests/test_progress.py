@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from every_state import FIRST, SECOND, plant_every_state
 
-from dftfactory.progress import labels_per_hour, progress_of, read_progress
-from dftfactory.records import Record, read_records
-from dftfactory.running import read_running
+from dftfactory.monitor.progress import labels_per_hour, progress_of, read_progress
+from dftfactory.monitor.records import Record, read_records
+from dftfactory.monitor.running import read_running
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=timezone.utc)
 

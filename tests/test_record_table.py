@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from every_state import Garden, plant_every_state, silicon
 
-from dftfactory import record_table
-from dftfactory.record_table import RecordTable
-from dftfactory.records import read_records
+from dftfactory.monitor import record_table
+from dftfactory.monitor.record_table import RecordTable
+from dftfactory.monitor.records import read_records
 
 pytestmark = pytest.mark.mongodb
 

@@ -15,8 +15,8 @@ from made_up_runs import MadeUpRun, falling
 from dftfactory.failures import Failure
 from dftfactory.firetasks import fizzled
 from dftfactory.launches import count_failures, count_fireworks
+from dftfactory.monitor.records import Record, read_numbers, read_records
 from dftfactory.plain_values import plain, read_count, read_number, read_time
-from dftfactory.records import Record, read_numbers, read_records
 
 pytestmark = pytest.mark.mongodb
 
@@ -197,7 +197,7 @@ def test_history_of_a_failure_is_not_fetched(launchpad: Any, garden: Garden, si_
     run = MadeUpRun(garden.config, 8).fail(Failure.HANG, falling(0.1, 0.01, 4), 60.0, "no output")
     run.attempts.pop()
     garden.give_up(garden.add("a", silicon(1)), run, minutes_ago=1)
-    from dftfactory.launch_facts import FACTS
+    from dftfactory.monitor.launch_facts import FACTS
 
     launch = launchpad.launches.find_one({}, FACTS)
     assert "history" not in launch["action"]["stored_data"]["_exception"]["_details"]

@@ -16,10 +16,10 @@ from queue_helpers import write_launchpad_file
 from typer.testing import CliRunner
 
 from dftfactory.cli import app
-from dftfactory.data_set import read_data_set
 from dftfactory.errors import DFTFactoryError
-from dftfactory.records import Record
-from dftfactory.report import (
+from dftfactory.monitor.records import Record
+from dftfactory.report.data_set import read_data_set
+from dftfactory.report.page import (
     MARK,
     Report,
     address_of,

@@ -17,9 +17,9 @@ from dftfactory.claims import Claims, make_claim
 from dftfactory.cluster import ClusterConfig
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import ConfigError
-from dftfactory.failed import Failed, read_failed
 from dftfactory.launch_folders import find_unfinished
 from dftfactory.launches import FireworkState, set_to_run
+from dftfactory.monitor.failed import Failed, read_failed
 from dftfactory.pipeline import submit, sync
 from dftfactory.retry import RetrySummary, parse_changes, retry, select_failed
 from dftfactory.retry_resources import Wish, changed_resources

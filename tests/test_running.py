@@ -12,8 +12,8 @@ from every_state import Garden, plant_every_state, silicon, write_running_folder
 from paths import FILES
 
 from dftfactory.history import read_history, write_history
+from dftfactory.monitor.running import END_OF_FILE, Running, find_run_folder, history_in, read_running, with_series
 from dftfactory.orphans import take_folder
-from dftfactory.running import END_OF_FILE, Running, find_run_folder, history_in, read_running, with_series
 
 pytestmark = pytest.mark.mongodb
 

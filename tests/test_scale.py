@@ -18,17 +18,17 @@ from dftfactory.archive import archive
 from dftfactory.candidates import index_rows, open_candidates, select_candidates
 from dftfactory.config import DFTConfig
 from dftfactory.export import export_labels
-from dftfactory.failed import read_failed
 from dftfactory.launchpad import read_launchpad_file
 from dftfactory.lost_labels import recover_labels
 from dftfactory.lost_runs import reconcile
+from dftfactory.monitor.failed import read_failed
+from dftfactory.monitor.progress import read_progress
+from dftfactory.monitor.record_table import RecordTable
+from dftfactory.monitor.records import read_records
+from dftfactory.monitor.story import find_fw_id, tell_story
 from dftfactory.pipeline import submit, sync
-from dftfactory.progress import read_progress
-from dftfactory.record_table import RecordTable
-from dftfactory.records import read_records
 from dftfactory.retry import retry
 from dftfactory.store import LabelStore
-from dftfactory.story import find_fw_id, tell_story
 
 # Read from end to end, and why that is right.
 WHOLE = {

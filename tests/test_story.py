@@ -14,8 +14,8 @@ from queue_helpers import make_database, rlaunch
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.cost import cost_of
 from dftfactory.errors import SeveralStructuresError, UnknownStructureError
+from dftfactory.monitor.story import Story, attempts_of, find_fw_id, tell_story
 from dftfactory.pipeline import submit
-from dftfactory.story import Story, attempts_of, find_fw_id, tell_story
 
 pytestmark = pytest.mark.mongodb
 

@@ -9,7 +9,7 @@ from ase.build import bulk, fcc111, molecule
 
 from dftfactory.errors import StructureError
 from dftfactory.labels import structure_to_dict
-from dftfactory.structure_view import BALL, element_colour, structure_figure
+from dftfactory.webgui.structure_view import BALL, element_colour, structure_figure
 
 
 def traces(figure, **wanted):

@@ -12,8 +12,8 @@ import pytest
 from every_state import MARKUP, plant_every_state
 from flask import Flask
 
-from dftfactory.records import Record
-from dftfactory.story import Story
+from dftfactory.monitor.records import Record
+from dftfactory.monitor.story import Story
 from dftfactory.webgui import pages, words
 from dftfactory.webgui.one_structure import facts_of_structure, file_of, names_of_files
 from dftfactory.webgui.pages import make_pages

@@ -9,9 +9,9 @@ import numpy as np
 from ase.units import GPa
 
 from dftfactory.errors import StructureError
-from dftfactory.story import Story
-from dftfactory.structure_view import structure_figure
+from dftfactory.monitor.story import Story
 from dftfactory.webgui import words
+from dftfactory.webgui.structure_view import structure_figure
 
 
 def facts_of_structure(story: Story) -> dict[str, Any]:

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 from flask import Blueprint, Response, abort, jsonify, redirect, render_template, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from dftfactory import pictures
 from dftfactory.errors import UnknownStructureError
-from dftfactory.failed import explanation_of
 from dftfactory.launches import LIVE, OVER
-from dftfactory.plotly_figures import plotly_js
-from dftfactory.progress import Progress, progress_of
-from dftfactory.record_table import RecordTable
-from dftfactory.records import Record
-from dftfactory.running import read_running
-from dftfactory.story import Story, find_fw_id, tell_story
+from dftfactory.monitor.failed import explanation_of
+from dftfactory.monitor.progress import Progress, progress_of
+from dftfactory.monitor.record_table import RecordTable
+from dftfactory.monitor.records import Record
+from dftfactory.monitor.running import read_running
+from dftfactory.monitor.story import Story, find_fw_id, tell_story
+from dftfactory.report import pictures
+from dftfactory.report.plotly_figures import plotly_js
 from dftfactory.webgui import words
 from dftfactory.webgui.one_structure import facts_of_structure, file_of
 from dftfactory.webgui.table import COLUMNS, STATES, Query, choices_of, page_of

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dftfactory.records import Record
+from dftfactory.monitor.records import Record
 
 ROWS = 50
 # Life of a Firework, for sorting by state and for the order of the progress bar.

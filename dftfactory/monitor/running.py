@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from dftfactory.errors import ParserError
 from dftfactory.history import HISTORY, has_history, read_history
-from dftfactory.launch_facts import FACTS, launches_of
 from dftfactory.launch_folders import earlier_folders
 from dftfactory.launches import ours
+from dftfactory.monitor.launch_facts import FACTS, launches_of
 from dftfactory.orphans import rocket_of
 from dftfactory.plain_values import plain, read_count, read_mapping, read_number, read_text, read_time
 from dftfactory.store import launchpad_errors

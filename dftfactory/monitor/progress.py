@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from dftfactory.monitor.records import Record, read_numbers
+from dftfactory.monitor.running import Running, read_running
 from dftfactory.plain_values import plain
-from dftfactory.records import Record, read_numbers
-from dftfactory.running import Running, read_running
 from dftfactory.store import LabelStore
 
 if TYPE_CHECKING:

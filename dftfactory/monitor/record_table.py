@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from dftfactory.errors import LaunchPadError
-from dftfactory.records import Record, read_changed, read_records
+from dftfactory.monitor.records import Record, read_changed, read_records
 from dftfactory.store import launchpad_errors
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from dftfactory.picture import BLUE, COLORS, GREEN, GREY, INK, MARKERS, RED, in_few_digits, level_color
-from dftfactory.picture import Picture as Picture
-from dftfactory.picture import Series as Series
-from dftfactory.plotly_figures import figure_of as figure_of
+from dftfactory.report.picture import BLUE, COLORS, GREEN, GREY, INK, MARKERS, RED, in_few_digits, level_color
+from dftfactory.report.picture import Picture as Picture
+from dftfactory.report.picture import Series as Series
+from dftfactory.report.plotly_figures import figure_of as figure_of
 
 if TYPE_CHECKING:
-    from dftfactory.records import Record
-    from dftfactory.story import Attempt
+    from dftfactory.monitor.records import Record
+    from dftfactory.monitor.story import Attempt
 
 # In the order of a structure's life.
 STATES = ("WAITING", "READY", "RESERVED", "RUNNING", "PAUSED", "COMPLETED", "FIZZLED", "DEFUSED", "ARCHIVED")

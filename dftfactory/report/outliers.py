@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dftfactory.data_set import Composition, LabelNumbers
+from dftfactory.report.data_set import Composition, LabelNumbers
 from dftfactory.results import FloatArray
 
 # From fewer labels the scatter is not known, and an outlier not from a tail.

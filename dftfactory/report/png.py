@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.errors import DFTFactoryError, printable
-from dftfactory.picture import FAINT, INK, Picture, Series, in_few_digits, numbers_of, polygon
-from dftfactory.plotly_figures import ROW_HEIGHT
+from dftfactory.report.picture import FAINT, INK, Picture, Series, in_few_digits, numbers_of, polygon
+from dftfactory.report.plotly_figures import ROW_HEIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,13 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.display import number_of
-from dftfactory.sections import STATE_STYLES, Cell, Column, Section, Value
+from dftfactory.monitor.sections import STATE_STYLES, Cell, Column, Section, Value
 
 if TYPE_CHECKING:
-    from dftfactory.failed import FailureGroup
-    from dftfactory.progress import Progress
+    from dftfactory.monitor.failed import FailureGroup
+    from dftfactory.monitor.progress import Progress
+    from dftfactory.monitor.running import Running
     from dftfactory.retry import RetrySummary
-    from dftfactory.running import Running
 
 # The order of life.
 STATES = ("WAITING", "READY", "RESERVED", "RUNNING", "PAUSED", "COMPLETED", "FIZZLED", "DEFUSED", "ARCHIVED")

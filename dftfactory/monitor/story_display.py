@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.display import number_of
-from dftfactory.monitor_display import changes_of, duration
-from dftfactory.sections import STATE_STYLES, Cell, Column, Section, Value
+from dftfactory.monitor.sections import STATE_STYLES, Cell, Column, Section, Value
+from dftfactory.monitor.status_display import changes_of, duration
 
 if TYPE_CHECKING:
-    from dftfactory.story import Attempt, LaunchFacts, Story
+    from dftfactory.monitor.story import Attempt, LaunchFacts, Story
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 # Letters of a sparkline: the table has 80 columns.

@@ -12,9 +12,9 @@ from rich.live import Live
 
 from dftfactory.errors import DFTFactoryError, LaunchPadAwayError
 from dftfactory.messages import messages_above
-from dftfactory.monitor_display import is_over
-from dftfactory.progress import Progress
-from dftfactory.sections import Cell, Section, drawing, is_plain
+from dftfactory.monitor.progress import Progress
+from dftfactory.monitor.sections import Cell, Section, drawing, is_plain
+from dftfactory.monitor.status_display import is_over
 from dftfactory.store import at_most, launchpad_errors
 
 # The database gets at least so long for a look before we say that it is away, whatever its settings say.

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dftfactory.data_set import DataSet, LabelNumbers
-from dftfactory.outliers import linear_fit
-from dftfactory.picture import Picture, Series, level_color
+from dftfactory.report.data_set import DataSet, LabelNumbers
+from dftfactory.report.outliers import linear_fit
+from dftfactory.report.picture import Picture, Series, level_color
 from dftfactory.results import FloatArray
 
 BINS = 60

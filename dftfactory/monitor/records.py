@@ -9,8 +9,8 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from dftfactory.launch_facts import FACTS, NUMBERS, cost_of_launches, details_of, exception_of, launches_of
 from dftfactory.launches import OURS, ours, reason_of
+from dftfactory.monitor.launch_facts import FACTS, NUMBERS, cost_of_launches, details_of, exception_of, launches_of
 from dftfactory.plain_values import plain, read_count, read_mapping, read_number, read_text, read_time
 from dftfactory.store import launchpad_errors
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dftfactory.errors import DFTFactoryError
-from dftfactory.picture import FAINT, GREY, INK, Picture, Series, Value, in_few_digits, numbers_of, polygon
+from dftfactory.report.picture import FAINT, GREY, INK, Picture, Series, Value, in_few_digits, numbers_of, polygon
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 # Of a row's share of the axis; the rest separates it from the next one.

@@ -10,17 +10,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dftfactory.data_pictures import data_pictures
-from dftfactory.data_set import DataSet, read_data_set
 from dftfactory.errors import DFTFactoryError
 from dftfactory.history import write_atomically
-from dftfactory.outliers import Verdict, find_outliers
-from dftfactory.picture import in_few_digits
-from dftfactory.pictures import Picture, figure_of, overview
-from dftfactory.plotly_figures import plotly_js
-from dftfactory.progress import progress_of
-from dftfactory.records import Record, read_records
-from dftfactory.report_tables import (
+from dftfactory.monitor.progress import progress_of
+from dftfactory.monitor.records import Record, read_records
+from dftfactory.report.data_pictures import data_pictures
+from dftfactory.report.data_set import DataSet, read_data_set
+from dftfactory.report.outliers import Verdict, find_outliers
+from dftfactory.report.picture import in_few_digits
+from dftfactory.report.pictures import Picture, figure_of, overview
+from dftfactory.report.plotly_figures import plotly_js
+from dftfactory.report.tables import (
     Table,
     compositions_table,
     configuration_tables,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # In the second line of every report: a report may replace such a file, and no other one.
 MARK = "<!-- dftfactory report -->"
-TEMPLATE = Path(__file__).parent / "report.html"
+TEMPLATE = Path(__file__).parent / "page.html"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def write_report(launchpad: LaunchPad, path: Path, campaign: str | None = None, 
         raise DFTFactoryError(f"cannot write {path}: {error.strerror}; give another folder, or free space") from error
     if not png:
         return [path]
-    from dftfactory.png import write_pngs
+    from dftfactory.report.png import write_pngs
 
     return [path, *write_pngs(report.pictures, path.with_name(f"{path.stem}_png"))]
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from dftfactory.cost import Cost, cores_of, cost_of_attempt, seconds_of, wasted_attempts
 from dftfactory.errors import ParserError, SeveralStructuresError, UnknownStructureError
-from dftfactory.launch_facts import details_of, exception_of
 from dftfactory.launches import OURS, reason_of
+from dftfactory.monitor.launch_facts import details_of, exception_of
+from dftfactory.monitor.records import Record, read_records
+from dftfactory.monitor.running import find_run_folder, history_in, with_series
 from dftfactory.plain_values import plain, read_count, read_mapping, read_number, read_text, read_time
-from dftfactory.records import Record, read_records
-from dftfactory.running import find_run_folder, history_in, with_series
 from dftfactory.store import LabelStore, launchpad_errors
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dftfactory.data_set import OTHERS, DataSet, LabelNumbers
-from dftfactory.failed import explanation_of
-from dftfactory.outliers import FEWEST, NAMES, Verdict
-from dftfactory.picture import in_few_digits
+from dftfactory.monitor.failed import explanation_of
+from dftfactory.report.data_set import OTHERS, DataSet, LabelNumbers
+from dftfactory.report.outliers import FEWEST, NAMES, Verdict
+from dftfactory.report.picture import in_few_digits
 
 if TYPE_CHECKING:
-    from dftfactory.records import Record
+    from dftfactory.monitor.records import Record
 
 # Rows of a list that a person reads; how many more there are is said.
 MOST_ROWS = 200
