@@ -64,7 +64,7 @@ def percent(part: float, whole: float) -> str:
     share = 100 * part / whole
     if 0 < share < 1:
         return "< 1 %"
-    return f"{min(99, math.floor(share)) if part < whole else 100} %"
+    return f"{min(99, round(share)) if part < whole else 100} %"
 
 
 def scf_progress(accuracy: float | None, conv_thr: float | None, start: float = 1.0) -> int | None:
