@@ -3,12 +3,12 @@
 What a million structures need on paper, from measured documents (bytes of BSON; one launch, no start moments):
 
     atoms               8     100   1,000
-    Firework        1,600   6,500  56,000   1,100 + 55 for each atom: how it is computed, and the structure
-    workflow          370     370     370
-    launch            410     410     410   one that failed 800, and more with the history of its failure
-    label           2,100  10,900  99,000   1,350 + 98 for each atom
+    Firework        1,700   6,800  56,000   1,300 + 55 for each atom: how it is computed, and the structure
+    workflow          380     380     380
+    launch          2,000   2,000   2,000   800 of it the worker's file; one that failed has the history of its failure
+    label           2,700  11,700 100,000   1,900 + 98 for each atom; 12 for each SCF iteration are in it, twelve of them
 
-Size: a million structures of 100 atoms are 18 GB (7 in the LaunchPad, 11 of labels), of 8 atoms 4.5 GB, before the
+Size: a million structures of 100 atoms are 21 GB (9 in the LaunchPad, 12 of labels), of 8 atoms 7 GB, before the
 server compresses them. In indexes each structure has some 37 entries (FireWorks makes 27, its `_id` included, we 10) of
 20 to 60 bytes: about 1.5 GB, which should fit into the memory of the server.
 Limit: a document has at most 16 MB. With 5,000 atoms, the most that `check_structure` lets through, a Firework has
