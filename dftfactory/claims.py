@@ -6,9 +6,11 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dftfactory.id_pages import id_pages
 from dftfactory.owners import is_alive, this_process
 from dftfactory.queues import JobAnswer, JobState, job_state, own_job
 from dftfactory.sessions import folder_of, pw_sessions
@@ -111,7 +113,8 @@ class Claims:
     @launchpad_errors()
     def of_fireworks(self, fw_ids: Iterable[int]) -> dict[int, dict[str, Any]]:
         """Firework id → its claim."""
-        return {claim["fw_id"]: claim for claim in self.collection.find({"fw_id": {"$in": list(fw_ids)}})}
+        found = (self.collection.find({"fw_id": {"$in": page}}) for page in id_pages(fw_ids))
+        return {claim["fw_id"]: claim for claim in chain.from_iterable(found)}
 
     @launchpad_errors()
     def all(self) -> list[dict[str, Any]]:

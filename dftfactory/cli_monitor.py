@@ -62,6 +62,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Say how far it is, how fast, what it costs, what fails and what runs now."""
+    from dftfactory.campaigns import refuse_unknown_campaign
     from dftfactory.launchpad import describe_launchpad
     from dftfactory.monitor.failed import explanation_of
     from dftfactory.monitor.progress import read_progress
@@ -73,6 +74,8 @@ def status(
     count = _counter(candidates, campaign)
     counts = count()
     opened = open_launchpad(launchpad)
+    if candidates is None:  # they may be of a campaign that is not queued yet
+        refuse_unknown_campaign(opened, campaign)
     where = describe_launchpad(launchpad)
 
     def sections(progress: Progress, most: int | None = None) -> list[Section]:
@@ -121,13 +124,17 @@ def failures(
     campaign: Campaign = None,
     as_json: AsJson = False,
 ) -> None:
-    """Group what has failed by its reason; each with what to do, and the command that runs it again."""
+    """Group what has failed by its reason; each with what to do, and a command where running it again helps."""
+    from dftfactory.campaigns import refuse_unknown_campaign
+    from dftfactory.cluster import find_classes
     from dftfactory.monitor.failed import group_failures, read_failed
     from dftfactory.monitor.sections import print_sections
     from dftfactory.monitor.status_display import failure_sections
 
     options = _same_place(launchpad) + ([] if campaign is None else ["--campaign", campaign])
-    groups = group_failures(read_failed(open_launchpad(launchpad), campaign), options)
+    opened = open_launchpad(launchpad)
+    refuse_unknown_campaign(opened, campaign)
+    groups = group_failures(read_failed(opened, campaign), options, find_classes())
     if as_json:
         _print_json({"campaign": campaign, "failures": [group.to_dict() for group in groups]})
     elif groups:
@@ -154,6 +161,7 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Run failed calculations again, perhaps with other numerical parameters or a larger job; safe to repeat."""
+    from dftfactory.campaigns import refuse_unknown_campaign
     from dftfactory.cluster import find_classes
     from dftfactory.monitor.failed import read_failed
     from dftfactory.monitor.sections import print_sections
@@ -172,6 +180,7 @@ def retry(
 
         fw_ids = [find_fw_id(opened, who) for who in ids]
     else:
+        refuse_unknown_campaign(opened, campaign)
         fw_ids = [each.fw_id for each in select_failed(read_failed(opened, campaign), reason)]
     with progress_bar("retrying", len(fw_ids)) as step:
         summary = run_again(opened, fw_ids, changed, wish, cluster=cluster, dry_run=dry_run, progress=step)

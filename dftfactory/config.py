@@ -298,6 +298,8 @@ class WorkerConfig(Settings):
     @classmethod
     def from_fw_env(cls, fw_env: Mapping[str, Any] | None) -> WorkerConfig:
         """Take the keys of `_fw_env` (the `env` of the FireWorks worker); what is not given is found on the machine."""
+        if not isinstance(fw_env or {}, Mapping):
+            raise ConfigError(f"must be settings by their names, such as `pw_command: pw.x`, got {fw_env!r}")
         return cls(**{**_machine_defaults(fw_env or {}), **(fw_env or {})})
 
     @classmethod

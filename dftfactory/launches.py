@@ -8,10 +8,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from datetime import datetime, timedelta, timezone
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.claims import COLLECTION as CLAIMS
+from dftfactory.id_pages import id_pages
 from dftfactory.labels import FORCE
 from dftfactory.resources import ASKED
 from dftfactory.store import launchpad_errors
@@ -26,10 +28,10 @@ LIVE = ("PAUSED", "WAITING", "READY", "RESERVED", "RUNNING")
 _FACTS = ("level", "evidence", "explanation")
 # Keys of a specification that say how a label is computed, and not which.
 _WAY = ("config", "pseudopotentials")
+# Somebody is just setting a Firework READY: since when, and how long that may take.
+_MARK, _MARK_COUNTS = "dft_set_to_run", timedelta(minutes=10)
 # Query of the Fireworks that run RunDFT: those with a fingerprint. Not `$exists`, for which no index has bounds.
 OURS = {"spec.fingerprint": {"$gt": ""}}
-# Ids in one query: a request is limited to 16 MB.
-_PAGE = 5000
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ def find_fireworks(launchpad: LaunchPad, fingerprints: Iterable[str]) -> dict[st
     Of Fireworks with the same fingerprint only one computes, and the others end COMPLETED, linked to it: when it fails,
     it is the one that knows why.
     """
-    found = launchpad.fireworks.find(
-        {"spec.fingerprint": {"$in": list(fingerprints)}},
-        {"_id": 0, "fw_id": 1, "state": 1, "spec.fingerprint": 1, "spec.campaigns": 1},
+    keys = {"_id": 0, "fw_id": 1, "state": 1, "spec.fingerprint": 1, "spec.campaigns": 1}
+    found = chain.from_iterable(
+        launchpad.fireworks.find({"spec.fingerprint": {"$in": page}}, keys) for page in id_pages(fingerprints)
     )
 
     def rank(entry: dict[str, Any]) -> tuple[bool, bool, bool, int]:
@@ -106,10 +108,16 @@ def set_to_run(
     bool
         False where it has left its state meanwhile: somebody else was faster, and nothing was done.
     """
-    update: dict[str, Any] = {"$unset": {f"spec.{key}": "" for key in ("jobs", *forget)}}
+    update: dict[str, dict[str, Any]] = {"$unset": {f"spec.{key}": "" for key in ("jobs", *forget)}}
     if changes:
         update["$set"] = {f"spec.{key}": value for key, value in changes.items()}
-    query = {"fw_id": firework.fw_id, "state": firework.state}
+    query: dict[str, Any] = {"fw_id": firework.fw_id, "state": firework.state}
+    if firework.state != "READY":
+        # Of two at once one sets it READY: the other might find a rocket in it. FireWorks writes it anew without the
+        # mark; that of a process which was killed in between counts no more after a while.
+        now = datetime.now(timezone.utc)
+        query[_MARK] = {"$not": {"$gt": (now - _MARK_COUNTS).isoformat()}}
+        update.setdefault("$set", {})[_MARK] = now.isoformat()
     if not launchpad.fireworks.update_one(query, update).matched_count:
         return False
     if firework.state == "DEFUSED":
@@ -151,22 +159,21 @@ def index_fingerprints(launchpad: LaunchPad) -> None:
 
 def join_campaign(launchpad: LaunchPad, campaign: str, fingerprints: Iterable[str]) -> None:
     """Let Fireworks and workflows belong to one more campaign."""
-    names = list(fingerprints)
-    for collection, where in ((launchpad.workflows, "metadata"), (launchpad.fireworks, "spec")):
-        collection.update_many(
-            {f"{where}.fingerprint": {"$in": names}}, {"$addToSet": {f"{where}.campaigns": campaign}}
-        )
+    for page in id_pages(fingerprints):
+        for collection, where in ((launchpad.workflows, "metadata"), (launchpad.fireworks, "spec")):
+            collection.update_many(
+                {f"{where}.fingerprint": {"$in": page}}, {"$addToSet": {f"{where}.campaigns": campaign}}
+            )
 
 
 def find_reasons(launchpad: LaunchPad, fireworks: Iterable[FireworkState]) -> dict[int, dict[str, Any]]:
-    """Firework id → why it is over: `reason` in words and `failure`; `level`, `evidence` and `explanation` where known.
-
-    Two queries.
-    """
+    """Firework id → why it is over: `reason` in words and `failure`; `level`, `evidence`, `explanation` if known."""
     states = {firework.fw_id: firework.state for firework in fireworks}
-    last_launch = dict(_last_launches(launchpad, {"fw_id": {"$in": list(states)}}))
+    last_launch = dict(
+        chain.from_iterable(_last_launches(launchpad, {"fw_id": {"$in": page}}) for page in id_pages(states))
+    )
     keys = (*(f"_details.{name}" for name in ("message", *_FACTS)), "_stacktrace")
-    exceptions = dict(_exceptions(launchpad, list(last_launch.values()), *keys))
+    exceptions = dict(_exceptions(launchpad, last_launch.values(), *keys))
     return {
         fw_id: reason_of(fw_id, state, exceptions.get(last_launch.get(fw_id, -1), {}))
         for fw_id, state in states.items()
@@ -186,10 +193,10 @@ def count_fireworks(launchpad: LaunchPad, campaign: str | None = None) -> dict[s
 
 @launchpad_errors()
 def count_failures(launchpad: LaunchPad, campaign: str | None = None) -> dict[str, int]:
-    """Return the number of FIZZLED Fireworks by failure, the most frequent first. Two queries for up to 5,000."""
+    """Return the number of FIZZLED Fireworks by failure, the most frequent first."""
     failures: Counter[str] = Counter()
     last_launches = _last_launches(launchpad, {"state": "FIZZLED", **ours(campaign)})
-    while page := [launch_id for _, launch_id in islice(last_launches, _PAGE)]:
+    for page in id_pages(launch_id for _, launch_id in last_launches):
         known = Counter(failure_of(exception) for _, exception in _exceptions(launchpad, page))
         failures += known
         failures["UNKNOWN"] += len(page) - known.total()
@@ -202,16 +209,15 @@ def _last_launches(launchpad: LaunchPad, query: Mapping[str, Any]) -> Iterator[t
         yield entry["fw_id"], max(entry.get("launches") or [-1])
 
 
-def _exceptions(launchpad: LaunchPad, launch_ids: list[int], *more: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _exceptions(launchpad: LaunchPad, launch_ids: Iterable[int], *more: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Launch id and what FireWorks kept of its exception, without the long history of our own."""
     path = "action.stored_data._exception"
-    keys = ("_details.failure", "_details.error", *more)
-    found = launchpad.launches.find(
-        {"launch_id": {"$in": launch_ids}}, {"_id": 0, "launch_id": 1, **{f"{path}.{key}": 1 for key in keys}}
-    )
-    for launch in found:
-        stored = (launch.get("action") or {}).get("stored_data") or {}
-        yield launch["launch_id"], stored.get("_exception") or {}
+    names = ("_details.failure", "_details.error", *more)
+    keys = {"_id": 0, "launch_id": 1, **{f"{path}.{name}": 1 for name in names}}
+    for page in id_pages(launch_ids):
+        for launch in launchpad.launches.find({"launch_id": {"$in": page}}, keys):
+            stored = (launch.get("action") or {}).get("stored_data") or {}
+            yield launch["launch_id"], stored.get("_exception") or {}
 
 
 def failure_of(exception: Mapping[str, Any]) -> str:

@@ -7,12 +7,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.claims import Claims, Life, life_of_job, look_at
 from dftfactory.errors import CalculationError, ClaimedError, DFTFactoryError, LaunchPadAwayError
 from dftfactory.firetasks import end_launch, fizzled
+from dftfactory.id_pages import id_pages
 from dftfactory.job_ends import end_of_job
 from dftfactory.jobs import may_resume
 from dftfactory.launch_folders import earlier_folders
@@ -199,9 +201,10 @@ def _runs(launchpad: LaunchPad, campaign: str | None) -> list[_Run]:
     fireworks = list(launchpad.fireworks.find({**ours(campaign), "state": {"$in": ["RUNNING", "RESERVED"]}}, keys))
     claims = Claims(launchpad).of_fireworks(firework["fw_id"] for firework in fireworks)
     # Also one that the Firework does not have yet: its rocket was killed while it took it.
-    found = launchpad.launches.find({"fw_id": {"$in": [firework["fw_id"] for firework in fireworks]}}, {"_id": 0})
+    pages = id_pages(firework["fw_id"] for firework in fireworks)
+    found = (launchpad.launches.find({"fw_id": {"$in": page}}, {"_id": 0}) for page in pages)
     launches: dict[int, dict[str, Any]] = {}
-    for launch in sorted(found, key=lambda launch: launch["launch_id"]):
+    for launch in sorted(chain.from_iterable(found), key=lambda launch: launch["launch_id"]):
         launches[launch["fw_id"]] = launch
     offline = {launch.launch_id for launch in find_offline_launches(launchpad)}
     runs = []

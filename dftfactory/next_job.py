@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.errors import CalculationError, ParserError
 from dftfactory.failures import Failure
 from dftfactory.history import read_history
+from dftfactory.id_pages import id_pages
 from dftfactory.jobs import NO_TIME, may_resume
 from dftfactory.launches import OURS
 from dftfactory.resources import grow_memory, grow_walltime, spec_entries
@@ -153,9 +155,10 @@ def give_wanted_jobs(launchpad: LaunchPad) -> int:
     fizzled = list(launchpad.fireworks.find({**OURS, "state": "FIZZLED", "launches": {"$ne": []}}, keys))
     last = {firework["launches"][-1]: firework for firework in fizzled}
     details = "action.stored_data._exception._details"
-    query = {"launch_id": {"$in": list(last)}, f"{details}.{NEXT_JOB}": {"$exists": True}}
+    queries = ({"launch_id": {"$in": page}, f"{details}.{NEXT_JOB}": {"$exists": True}} for page in id_pages(last))
+    found = (launchpad.launches.find(query, {"_id": 0, "launch_id": 1, details: 1}) for query in queries)
     n_ready = 0
-    for launch in list(launchpad.launches.find(query, {"_id": 0, "launch_id": 1, details: 1})):
+    for launch in list(chain.from_iterable(found)):
         said = launch["action"]["stored_data"]["_exception"]["_details"]
         fw_id, job = last[launch["launch_id"]]["fw_id"], next_job(last[launch["launch_id"]]["spec"], said[NEXT_JOB])
         still = {"fw_id": fw_id, "state": "FIZZLED", "launches": launch["launch_id"]}

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from dftfactory.id_pages import id_pages
 from dftfactory.launches import OURS
 from dftfactory.store import launchpad_errors
 
@@ -83,15 +85,19 @@ def earlier_launch_dirs(launch_dir: Path) -> list[Path]:
 
 @launchpad_errors()
 def find_offline_launches(launchpad: LaunchPad) -> list[OfflineLaunch]:
-    """Offline launches of our Fireworks that are not over for the LaunchPad, oldest first. Three queries."""
+    """Offline launches of our Fireworks that are not over for the LaunchPad, oldest first."""
     query = {"completed": False, "deprecated": False}
     unfinished = [run["launch_id"] for run in launchpad.offline_runs.find(query, {"launch_id": 1})]
     # A launch that was given up for another one is in `archived_launches`.
-    fireworks = launchpad.fireworks.find({**OURS, "launches": {"$in": unfinished}}, {"fw_id": 1, "launches": 1})
-    fw_ids = {launch_id: firework["fw_id"] for firework in fireworks for launch_id in firework["launches"]}
+    pages = id_pages(unfinished)
+    fireworks = (
+        launchpad.fireworks.find({**OURS, "launches": {"$in": page}}, {"fw_id": 1, "launches": 1}) for page in pages
+    )
+    fw_ids = {launch_id: fw["fw_id"] for fw in chain.from_iterable(fireworks) for launch_id in fw["launches"]}
     ours = [launch_id for launch_id in unfinished if launch_id in fw_ids]
-    found = launchpad.launches.find({"launch_id": {"$in": ours}}, {"launch_id": 1, "launch_dir": 1})
-    folders = {launch["launch_id"]: Path(launch["launch_dir"]) for launch in found}
+    keys = {"launch_id": 1, "launch_dir": 1}
+    found = (launchpad.launches.find({"launch_id": {"$in": page}}, keys) for page in id_pages(ours))
+    folders = {launch["launch_id"]: Path(launch["launch_dir"]) for launch in chain.from_iterable(found)}
     return [
         OfflineLaunch(launch_id, fw_ids[launch_id], folder, read_state(folder))
         for launch_id, folder in sorted(folders.items())

@@ -7,6 +7,7 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from dftfactory.id_pages import id_pages
 from dftfactory.launches import LIVE, OURS
 from dftfactory.store import launchpad_errors
 
@@ -53,12 +54,13 @@ def _look(launchpad: LaunchPad) -> set[tuple[str, int]]:
     fireworks = {fw["fw_id"]: fw for fw in launchpad.fireworks.find({**OURS, "state": {"$in": LIVE}}, keys)}
     keys = {"_id": 0, "nodes": 1, "fw_states": 1, "locked": 1}
     # Those that are over by their own account and have a Firework that is not, too. One by one, each has its index.
-    queries = ({"state": {"$in": LIVE}}, {"locked": {"$exists": True}}, {"nodes": {"$in": list(fireworks)}})
+    theirs = [{"nodes": {"$in": page}} for page in id_pages(fireworks)]
+    queries: list[dict[str, Any]] = [{"state": {"$in": LIVE}}, {"locked": {"$exists": True}}, *theirs]
     found = (launchpad.workflows.find({**query, **_OUR_WORKFLOWS}, keys) for query in queries)
     workflows = {flow["nodes"][0]: flow for flow in chain.from_iterable(found)}
-    others = launchpad.fireworks.find(
-        {"fw_id": {"$in": [fw_id for fw_id in workflows if fw_id not in fireworks]}}, {"_id": 0, "fw_id": 1, "state": 1}
-    )
+    keys = {"_id": 0, "fw_id": 1, "state": 1}
+    pages = id_pages(fw_id for fw_id in workflows if fw_id not in fireworks)
+    others = chain.from_iterable(launchpad.fireworks.find({"fw_id": {"$in": page}}, keys) for page in pages)
     states = {fw["fw_id"]: fw["state"] for fw in (*fireworks.values(), *others)}
     # `lpad add` was killed between the two: no rocket can run a Firework without its workflow.
     half_done = {(NO_WORKFLOW, fw_id) for fw_id in fireworks if fw_id not in workflows}
@@ -82,10 +84,10 @@ def _behind_their_launch(launchpad: LaunchPad, fireworks: dict[int, dict[str, An
         for fw_id, firework in fireworks.items()
         if firework["state"] in ("RUNNING", "RESERVED") and firework["launches"]
     }
-    ended = launchpad.launches.find(
-        {"launch_id": {"$in": list(last.values())}, "state": {"$in": ["COMPLETED", "FIZZLED"]}}, {"launch_id": 1}
-    )
-    launch_ids = {launch["launch_id"] for launch in ended}
+    over = {"state": {"$in": ["COMPLETED", "FIZZLED"]}}
+    pages = id_pages(last.values())
+    ended = (launchpad.launches.find({"launch_id": {"$in": page}, **over}, {"launch_id": 1}) for page in pages)
+    launch_ids = {launch["launch_id"] for launch in chain.from_iterable(ended)}
     return [fw_id for fw_id, launch_id in last.items() if launch_id in launch_ids]
 
 

@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +14,7 @@ from dftfactory.claims import Claims, look_at
 from dftfactory.cluster import ClusterConfig
 from dftfactory.config import DFTConfig
 from dftfactory.errors import ConfigError, DFTFactoryError
+from dftfactory.id_pages import id_pages
 from dftfactory.launches import FireworkState, find_reasons, set_to_run
 from dftfactory.monitor.failed import Failed
 from dftfactory.pw_entries import label_entries
@@ -26,8 +26,6 @@ from dftfactory.store import launchpad_errors
 if TYPE_CHECKING:
     from fireworks import LaunchPad
 
-# Fireworks in one query.
-_PAGE = 200
 # These can be run again; the others say why not.
 _RUN_AGAIN = ("FIZZLED", "DEFUSED")
 _REFUSED = {
@@ -198,8 +196,7 @@ def _plans(
     summary: RetrySummary,
 ) -> Iterator[_Plan]:
     """Decide for each Firework what is written into its specification; those that cannot run again are refused."""
-    left = iter(dict.fromkeys(fw_ids))
-    while page := list(islice(left, _PAGE)):
+    for page in id_pages(dict.fromkeys(fw_ids)):
         found = {each["fw_id"]: each for each in launchpad.fireworks.find({"fw_id": {"$in": page}}, {"_id": 0})}
         claims = Claims(launchpad).of_fireworks(found)
         over = [FireworkState(fw_id, each["state"]) for fw_id, each in found.items() if each["state"] in _RUN_AGAIN]
@@ -249,6 +246,8 @@ def _refuse_label_parameters(changes: Mapping[str, Any]) -> None:
     for name, value in changes.items():
         top, _, below = name.partition(".")
         namelist, _, keyword = below.partition(".")
+        if top == "pw" and keyword.lower() in DFTConfig.model_fields and keyword.lower() not in label:
+            raise ConfigError(f"--set {name}: dft.yaml has a name of its own for it, {keyword.lower()}=VALUE")
         entry = {namelist.lower(): {keyword.lower(): value}}
         if top in label or (top == "pw" and keyword and label_entries(entry)):
             raise ConfigError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dftfactory.errors import DFTFactoryError
 from dftfactory.events import about, gave_up, shown_on, wants_json
+from dftfactory.plain_values import read_mapping
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -26,7 +27,7 @@ def rocket_output(fw_spec: Mapping[str, Any], fw_id: int | None) -> Iterator[Non
     fw_id
         None in offline mode.
     """
-    setting = (fw_spec.get("_fw_env") or {}).get("log")
+    setting = read_mapping(fw_spec.get("_fw_env")).get("log")
     with about(str(fw_spec.get("calculation_id")), fw_id), shown_on(sys.stdout, as_json=wants_json(setting)):
         try:
             yield

@@ -6,7 +6,7 @@ What a million structures need on paper, from measured documents (bytes of BSON;
     Firework        1,700   6,800  56,000   1,300 + 55 for each atom: how it is computed, and the structure
     workflow          380     380     380
     launch          2,000   2,000   2,000   800 of it the worker's file; one that failed has the history of its failure
-    label           2,700  11,700 100,000   1,900 + 98 for each atom; 12 for each SCF iteration are in it, twelve of them
+    label           2,700  11,700 100,000   1,900 + 98 for each atom, with twelve SCF iterations of 12 each
 
 Size: a million structures of 100 atoms are 21 GB (9 in the LaunchPad, 12 of labels), of 8 atoms 7 GB, before the
 server compresses them. In indexes each structure has some 37 entries (FireWorks makes 27, its `_id` included, we 10) of
@@ -30,6 +30,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.errors import LaunchPadAwayError, LaunchPadError
+from dftfactory.id_pages import id_pages
 from dftfactory.labels import with_campaigns
 
 if TYPE_CHECKING:
@@ -156,9 +157,8 @@ class LabelStore:
     @launchpad_errors()
     def join_campaign(self, campaign: str, fingerprints: Iterable[str]) -> None:
         """Let labels belong to one more campaign."""
-        self.collection.update_many(
-            {"fingerprint": {"$in": list(fingerprints)}}, {"$addToSet": {"campaigns": campaign}}
-        )
+        for page in id_pages(fingerprints):
+            self.collection.update_many({"fingerprint": {"$in": page}}, {"$addToSet": {"campaigns": campaign}})
 
     @launchpad_errors()
     def set_aside(self, fingerprints: Iterable[str]) -> None:
@@ -173,7 +173,8 @@ class LabelStore:
 
     def find(self, fingerprints: Iterable[str]) -> Iterator[dict[str, Any]]:
         """Labels of the fingerprints that have one, in no order."""
-        return self._read({"fingerprint": {"$in": list(fingerprints)}})
+        for page in id_pages(dict.fromkeys(fingerprints)):
+            yield from self._read({"fingerprint": {"$in": page}})
 
     def all(self, config_hash: str | None = None, campaign: str | None = None) -> Iterator[dict[str, Any]]:
         """All labels, or those of one configuration or campaign, oldest first; a page of them is in memory."""

@@ -87,7 +87,6 @@ class Supervision:
             self._take_back()
 
     def _act(self, verdict: Verdict, process: PwProcess) -> None:
-        run_stopped(verdict.failure.value, verdict.evidence, softly=verdict.softly)
         # A full disk takes the record. The run is stopped all the same, unless that needs a file, too.
         with contextlib.suppress(OSError, ParserError):
             note(self.folder, stopped={"failure": verdict.failure.value, "evidence": verdict.evidence})
@@ -96,14 +95,16 @@ class Supervision:
         if not verdict.softly:
             self.was_killed = True
             process.stop()
+        # Afterwards: a terminal that somebody has halted, or a pipe that nobody reads, keeps us waiting.
+        run_stopped(verdict.failure.value, verdict.evidence, softly=verdict.softly)
 
     def _stop_softly(self, stop: SoftStop, process: PwProcess, *, is_over: bool) -> None:
         if self.signal is None:
             self.signal = stop
-            signal_came(stop.name)
             if not self.watch.output.converged or stop.is_urgent:
                 with contextlib.suppress(OSError):
                     self._ask_to_stop()
+            signal_came(stop.name)
         elif is_over:
             process.stop()
 

@@ -95,6 +95,16 @@ def test_status_as_json(queued: None, dftfactory: Dftfactory) -> None:
 
 
 @pytest.mark.mongodb
+@pytest.mark.parametrize("words", [("status",), ("failures",), ("retry",)])
+def test_a_slip_in_the_name_of_a_campaign_is_no_empty_campaign(
+    queued: None, dftfactory: Dftfactory, words: tuple[str, ...]
+) -> None:
+    outcome = dftfactory(*words, "--campaign", "onee")
+    assert outcome.status == 1
+    assert "no campaign 'onee' in this LaunchPad: there are one; did you mean one?" in outcome.err
+
+
+@pytest.mark.mongodb
 def test_json_and_watch_do_not_go_together(queued: None, dftfactory: Dftfactory) -> None:
     outcome = dftfactory("status", "--json", "--watch")
     assert outcome.status == 2
@@ -263,13 +273,14 @@ def test_failures_as_json(queued: None, dftfactory: Dftfactory) -> None:
         "OUT_OF_MEMORY": ["b"],
         "SCF_NOT_CONVERGED": ["a"],
     }
-    assert dftfactory("failures", "--json", "--campaign", "none").document["failures"] == []
 
 
 @pytest.mark.mongodb
 def test_no_failures_says_so(queued: None, launchpad: Any, dftfactory: Dftfactory) -> None:
-    outcome = dftfactory("failures", "--campaign", "two")
-    assert (outcome.status, outcome.out) == (0, "nothing is FIZZLED in campaign two\n")
+    launchpad.fireworks.update_many({}, {"$set": {"state": "READY"}})
+    outcome = dftfactory("failures", "--campaign", "one")
+    assert (outcome.status, outcome.out) == (0, "nothing is FIZZLED in campaign one\n")
+    assert dftfactory("failures", "--json", "--campaign", "one").document["failures"] == []
 
 
 # retry

@@ -20,10 +20,12 @@ from dftfactory import events
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import CalculationError, ConfigError
 from dftfactory.events import LOGGER, about, shown_on, shown_on_terminal
+from dftfactory.firetasks import RunDFT
 from dftfactory.pipeline import submit
 from dftfactory.rocket_output import rocket_output
 from dftfactory.runner import QERunner
 from dftfactory.store import LabelStore
+from dftfactory.workflows import make_spec
 
 FakePw = Callable[..., WorkerConfig]
 
@@ -251,6 +253,17 @@ def test_json_by_the_worker_or_the_environment(
     assert json.loads(capsys.readouterr().out)["event"] == "signal"
     with rocket_output({"_fw_env": None}, None):
         events.signal_came("SIGTERM")
+
+
+def test_env_that_is_no_mapping_is_refused_with_the_file_that_it_stands_in(
+    fake_config: DFTConfig, si_atoms: Atoms, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`env: pw.x` in my_fworker.yaml is text."""
+    pseudopotentials = QERunner(fake_config, WorkerConfig()).pseudopotentials(si_atoms)
+    spec = make_spec(si_atoms, "a", fake_config, pseudopotentials)
+    with pytest.raises(ConfigError, match=r"`env` of this worker's my_fworker.yaml: must be settings by their names"):
+        RunDFT().run_task({**spec, "_fw_env": "pw.x"})
+    assert "a  gave up: `env` of this worker's" in capsys.readouterr().out
 
 
 def test_another_form_is_refused_by_the_worker() -> None:

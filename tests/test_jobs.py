@@ -316,6 +316,20 @@ def test_a_program_that_only_sleeps_hangs(tmp_path: Path) -> None:
     assert stopped(tmp_path)["failure"] == "HANG"
 
 
+def test_a_run_is_stopped_before_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody reads what rlaunch prints, or Ctrl-S has halted the terminal, telling it takes for ever."""
+    ended: list[bool] = []
+    process: PwProcess
+
+    def told(failure: str, evidence: str, *, softly: bool) -> None:
+        ended.append(process.poll() is not None)
+
+    monkeypatch.setattr("dftfactory.supervision.run_stopped", told)
+    process = started(tmp_path, script(tmp_path, "printf '     total energy              = NaN Ry\\n'; sleep 600"))
+    assert process.wait() == -signal.SIGTERM
+    assert ended == [True]
+
+
 def test_a_run_is_stopped_although_the_disk_is_too_full_to_say_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

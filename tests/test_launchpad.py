@@ -107,7 +107,7 @@ def test_stopped_local_launchpad_says_how_to_start_it(tmp_path, monkeypatch):
         ("host: mongodb://alice:s3cret@h/db\nuri_mode: true\n", "has a URI and no `name"),
         ("host: mongodb://alice:s3cret\nuri_mode: true\nname: db\n", "cannot be used for alice "),
         ("host: mongodb://alice:x/s3cret@h.example/db\nuri_mode: true\nname: db\n", "cannot be used for h.example "),
-        ("host: mongodb://alice:s3cret:h.example/db\nuri_mode: true\nname: db\n", "cannot be used for h.example "),
+        ("host: mongodb://alice:s3cret:@@h.example/db\nuri_mode: true\nname: db\n", "cannot be used for h.example "),
     ],
 )
 def test_unusable_launchpad_file_is_one_clear_line_without_the_password(text, complaint, tmp_path):

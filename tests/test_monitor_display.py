@@ -15,6 +15,7 @@ from every_state import plant_every_state
 from rich.cells import cell_len
 from rich.console import Console
 
+from dftfactory.cluster import ClusterConfig
 from dftfactory.cost import Cost
 from dftfactory.failures import EXPLANATIONS, Failure
 from dftfactory.monitor.failed import Failed, group_failures, read_failed
@@ -123,9 +124,11 @@ STORY = Story(
     folder=Path("/runs/x"),
     files=[Path(f"/runs/x/attempt_{n}/pw.out") for n in range(40)],
 )
+CLASS = {"memory_mb": 16000, "walltime_seconds": 86400, "nodes": 1, "cores": 4, "partition": None}
+ASKED = {**CLASS, "class": "only", "classes": {"only": CLASS}, "queue": "slurm", "memory_mb": 4000}
 FAILED = [
-    *(Failed(n, f"{LONG}-{n}", "OUT_OF_MEMORY", "x", "y", {"memory_mb": 4000 + n}) for n in range(7)),
-    Failed(8, MARKUP, "WALLTIME", MARKUP, "y", {"walltime_seconds": 3600}),
+    *(Failed(n, f"{LONG}-{n}", "OUT_OF_MEMORY", "x", "y", {**ASKED, "memory_mb": 4000 + n}) for n in range(7)),
+    Failed(8, MARKUP, "WALLTIME", MARKUP, "y", {**ASKED, "walltime_seconds": 3600}),
     Failed(9, "a", "SCF_NOT_CONVERGED", "NOT achieved", "y", {}),
     Failed(10, "b", "REJECTED", "too large a force", "y", {}),
 ]
@@ -334,12 +337,39 @@ def test_failures_have_number_names_advice_and_a_command() -> None:
         "dftfactory retry --reason OUT_OF_MEMORY --memory 8012M --campaign one"
     )
     assert "--walltime 02:00:00" in groups["WALLTIME"].to_dict()["retry"]
-    assert "--set electron_maxstep=200" in groups["SCF_NOT_CONVERGED"].to_dict()["retry"]
     assert groups["SCF_NOT_CONVERGED"].explanation == EXPLANATIONS[Failure.SCF_NOT_CONVERGED]
     lines = [line.strip() for line in plain_lines(EVERYTHING["failures"])]
     assert lines[0] == "OUT_OF_MEMORY  7"
     assert lines[1].endswith("and 2 more")
     assert "what to do: pw.x ended well and its result is refused; `dftfactory show` has the reason" in lines
+
+
+@pytest.mark.parametrize(
+    ("failed", "retry"),
+    [
+        # Recovery has tried what it knows: the same again fails again.
+        (Failed(1, "a", "SCF_NOT_CONVERGED", "x", "y", {}), None),
+        (Failed(1, "a", "SYMMETRY", "x", "y", ASKED), None),
+        (Failed(1, "a", "REJECTED", "x", "y", ASKED), None),
+        (Failed(1, "a", "DISK_FULL", "x", "y", ASKED), "dftfactory retry --reason DISK_FULL"),
+        # How large their jobs are, this person alone knows.
+        (Failed(1, "a", "WALLTIME", "x", "y", {}), "dftfactory retry --reason WALLTIME"),
+        # The largest class has no more: `retry` would refuse what is proposed.
+        (Failed(1, "a", "OUT_OF_MEMORY", "x", "y", {**ASKED, "memory_mb": 9000}), None),
+        (Failed(1, "a", "WALLTIME", "x", "y", ASKED), None),
+        (Failed(1, "a", "OUT_OF_MEMORY", "x", "y", {"memory_mb": 1}), None),
+    ],
+)
+def test_a_command_is_proposed_only_where_it_is_sure_to_make_sense(failed: Failed, retry: str | None) -> None:
+    (group,) = group_failures([failed])
+    assert group.to_dict()["retry"] == retry
+    assert any("dftfactory retry" in line for line in plain_lines(failure_sections([group]))) == (retry is not None)
+
+
+def test_classes_of_today_count_for_what_is_proposed() -> None:
+    larger = ClusterConfig(queue="slurm", classes={"huge": {"cores": 4, "memory_mb": 99000, "walltime": "01:00:00"}})
+    (group,) = group_failures([Failed(1, "a", "OUT_OF_MEMORY", "x", "y", {**ASKED, "memory_mb": 9000})], (), larger)
+    assert group.to_dict()["retry"] == "dftfactory retry --reason OUT_OF_MEMORY --memory 18000M"
 
 
 @pytest.mark.parametrize("width", [40, 80])

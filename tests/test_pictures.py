@@ -197,3 +197,12 @@ def test_pictures_are_made_without_slow_imports(package: str) -> None:
 
 def test_plotly_js_is_found_in_the_installed_package() -> None:
     assert plotly_js().read_text(encoding="utf-8")[:200].count("plotly.js") == 1
+
+
+def test_marks_of_a_short_logarithmic_axis_say_their_power_of_ten() -> None:
+    """plotly.js writes a bare 2 for 0.2 and for 20: where no whole decade is in sight nobody can tell."""
+    series = (Series("a", (0.2, 0.3, 0.6), (3, 1), "#000"),)
+    axis = figure_of(Picture("r", "r", "x", "", series, kind="rows", ticks=("a",), log_x=True))["layout"]["xaxis"]
+    assert dict(zip(axis["tickvals"], axis["ticktext"], strict=True)) == {
+        0.1: "0.1", 0.2: "0.2", 0.5: "0.5", 1.0: "1", 2.0: "2", 5.0: "5",
+    }  # fmt: skip

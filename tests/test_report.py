@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -164,11 +165,13 @@ def test_markup_of_strangers_is_text_everywhere() -> None:
         ("missing/report.html", r"does not exist: `mkdir -p` it"),
         ("folder.html", r"no report of ours"),
         ("mine.html", r"no report of ours: move it away"),
+        ("pipe.html", r"no report of ours: move it away"),
     ],
 )
 def test_a_path_that_cannot_be_is_refused_with_a_cure(name: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "folder.html").mkdir()
     (tmp_path / "mine.html").write_text("<html>my thesis</html>")
+    os.mkfifo(tmp_path / "pipe.html")
     with pytest.raises(DFTFactoryError, match=says):
         checked_path(tmp_path / name)
     assert (tmp_path / "mine.html").read_text() == "<html>my thesis</html>"

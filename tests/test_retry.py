@@ -105,6 +105,7 @@ def test_what_defines_the_label_is_refused_with_the_cure(word: str) -> None:
         ("=3", "KEY=VALUE"),
         ("ladder=[", "cannot be read"),
         ("ladder={a: *x}", "cannot be"),
+        ("pw.electrons.Electron_maxstep=200", "name of its own for it, electron_maxstep=VALUE"),
     ],
 )
 def test_slips_are_named(word: str, message: str) -> None:
@@ -232,6 +233,26 @@ def test_damaged_specification_is_refused(queued: Any, launchpad: Any) -> None:
     summary = retry(launchpad, [1, 2])
     assert "it was changed after it was submitted" in summary.refused[0].reason
     assert [told.calculation_id for told in summary.retried] == ["b"]
+
+
+@pytest.mark.mongodb
+def test_of_two_at_once_one_sets_it_ready(queued: Any, launchpad: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the second one would take it from the rocket that has begun in between."""
+    second: list[bool] = []
+    rerun = launchpad.rerun_fw
+
+    def slowly(fw_id: int) -> None:
+        second.append(set_to_run(launchpad, FireworkState(1, "FIZZLED"), {"x": 2}))
+        rerun(fw_id)
+
+    monkeypatch.setattr(launchpad, "rerun_fw", slowly)
+    assert set_to_run(launchpad, FireworkState(1, "FIZZLED"), {"x": 1})
+    monkeypatch.undo()
+    assert second == [False]
+    assert (states(launchpad)[1], specs(launchpad)["a"]["x"]) == ("READY", 1)
+    # Nothing of it is left for the next time.
+    fail(launchpad, 1)
+    assert set_to_run(launchpad, FireworkState(1, "FIZZLED"), {})
 
 
 @pytest.mark.mongodb

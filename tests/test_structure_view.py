@@ -131,6 +131,9 @@ def test_what_is_no_structure_is_refused_with_a_word():
         structure_figure(structure_to_dict(Atoms()))
     with pytest.raises(StructureError, match="not finite"):
         structure_figure(structure | {"positions": [[0, 0, 0], [0, 0, float("nan")]]})
+    # Its picture would have an infinity, which is no JSON: the whole script of the page ended there.
+    with pytest.raises(StructureError, match="cannot be drawn"):
+        structure_figure(structure | {"cell": [[1e308, 0, 0], [0, 1e308, 0], [0, 0, 1e308]]})
     with pytest.raises(StructureError, match="2 finite forces"):
         structure_figure(structure, [[0, 0, 1]])
 

@@ -13,7 +13,7 @@ from every_state import MARKUP, plant_every_state
 from flask import Flask
 
 from dftfactory.monitor.records import Record
-from dftfactory.monitor.story import Story
+from dftfactory.monitor.story import Story, tell_story
 from dftfactory.webgui import pages, words
 from dftfactory.webgui.one_structure import facts_of_structure, file_of, names_of_files
 from dftfactory.webgui.pages import make_pages
@@ -340,6 +340,14 @@ def test_a_structure_that_cannot_be_read_has_a_page_without_a_picture(client, fw
     response = client.get(f"/dft/structures/{fw_ids['level 0']}")
     assert response.status_code == 200
     assert "the structure of the specification is damaged" in words_of(response)
+
+
+@pytest.mark.parametrize(("pbc", "is_shown"), [((True, True, True), True), ((True, True, False), False)])
+def test_a_pressure_is_shown_only_where_it_means_something(planted, fw_ids, pbc, is_shown):
+    """That of a slab depends on the size of its vacuum; the report leaves it out, too."""
+    story = tell_story(planted[0], fw_ids["level 3"])
+    result = story.result.with_record(pbc=pbc)
+    assert ("pressure" in facts_of_structure(replace(story, result=result))["facts"]) == is_shown
 
 
 def test_a_story_of_which_nothing_is_known_has_facts():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -944,3 +946,72 @@ def test_report_since_a_date_counts_only_what_is_younger(local_launchpad: LocalL
             launchpad.fireworks.insert_one({"fw_id": fw_id, "state": "READY", "created_on": date, "updated_on": date})
         text = make_app(launchpad).test_client().get("/report/days/7/").text
         assert len(re.findall(r"total : 1", text)) == 1
+
+
+@pytest.fixture
+def serving() -> Iterator[int]:
+    """Our server in this process, with an application that answers at once; its port."""
+
+    def hello(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "5")])
+        return [b"hello"]
+
+    with serve_module._listening("127.0.0.1", 0) as listener:
+        server = serve_module._make_server(hello, "127.0.0.1", listener, verbose=False)
+        loop = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        loop.start()
+        yield server.port
+        server.shutdown()
+        loop.join()
+
+
+def answer_of(port: int) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
+        return bytes(answer.read())
+
+
+def test_connections_that_say_nothing_keep_nobody_waiting(serving: int) -> None:
+    """Everybody on a login node can open them, without a login; and each browser keeps six."""
+    with contextlib.ExitStack() as stack:
+        for number in range(serve_module._CONNECTIONS + 20):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", serving)))
+            connection.sendall(b"GET / HTTP/1.1\r\n" if number % 2 else b"")
+        assert answer_of(serving) == b"hello"
+
+
+def test_request_that_drips_in_is_given_up(serving: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each letter of it comes before the connection would be idle."""
+    monkeypatch.setattr(serve_module, "_IDLE_SECONDS", 1)
+
+    def drip(connection: socket.socket) -> None:
+        for number in range(200):
+            connection.sendall(b"X: 1\r\n" if number else b"GET / HTTP/1.1\r\n")
+            time.sleep(0.1)
+
+    with socket.create_connection(("127.0.0.1", serving)) as connection, pytest.raises(ConnectionError):
+        drip(connection)
+
+
+@pytest.mark.mongodb
+def test_guesses_take_nobodys_turn_and_no_time_of_the_database(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login that has waited long for others' guesses sees its page; who has logged in before does not wait at all."""
+    from dftfactory.webgui import app as app_module
+
+    monkeypatch.setattr(app_module, "AT_ONCE", 1)
+    monkeypatch.setattr(app_module, "REQUEST_SECONDS", 1.0)
+    monkeypatch.setattr(login_module, "_WAITS", (0.0, 2.0))
+    locked = make_app(site.launchpad, password=PASSWORD)
+    known = locked.test_client()
+    assert known.get("/fw/", headers=RIGHT).status_code == 200
+    assert known.get("/fw/", headers=WRONG).status_code == 401
+    codes: list[int] = []
+
+    def log_in() -> None:
+        codes.append(locked.test_client().get("/fw/", headers=RIGHT).status_code)
+
+    login = threading.Thread(target=log_in)
+    login.start()
+    assert known.get("/fw/", headers=RIGHT).status_code == 200
+    assert codes == []
+    login.join()
+    assert codes == [200]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from dftfactory.cluster import walltime_text
+from dftfactory.cluster import ClusterConfig, walltime_text
+from dftfactory.errors import ConfigError
 from dftfactory.failures import EXPLANATIONS, Failure
 from dftfactory.launches import FireworkState, find_reasons, ours
+from dftfactory.retry_resources import Wish, changed_resources
 from dftfactory.store import launchpad_errors
 
 if TYPE_CHECKING:
     from fireworks import LaunchPad
 
-# Fireworks in one query of their reasons.
-_PAGE = 5000
+# Fireworks that are in memory at once.
+_PAGE = 1000
 # calculation_ids of a group that are told.
 EXAMPLES = 5
 # Failures that are none of pw.x, by the name of their error: what happened and what to do.
@@ -32,10 +34,19 @@ _OTHERS = {
     "LaunchPadError": "the database refused; `dftfactory recover` stores labels that are on the disk",
     "LaunchPadAwayError": "the database was away; `dftfactory recover` stores labels that are on the disk",
 }
-# What `retry` may change against a failure; those of the resources depend on what was asked for.
-_CURES = {
-    Failure.SCF_NOT_CONVERGED.value: ("--set", "electron_maxstep=200"),
-    Failure.SYMMETRY.value: ("--set", "pw.system.nosym=true"),
+# What lies outside of the calculation: when that is put right, the same once more makes sense. For all others recovery
+# has tried what it knows (an SCF that still gained was continued, one that stood still would do so for longer), or
+# another label is wanted: what may help then, only a look at them can tell.
+_ONCE_MORE = {
+    *(Failure.ENVIRONMENT.value, Failure.PARALLELIZATION.value, Failure.DISK_FULL.value, Failure.SOFT_STOP.value),
+    *(Failure.BAD_RESTART.value, Failure.HANG.value, Failure.KILLED.value, Failure.INCOMPLETE_OUTPUT.value),
+    *("UNKNOWN", "ConfigError", "PseudopotentialError", "ParserError", "ClaimedError"),
+    *("LaunchPadError", "LaunchPadAwayError"),
+}
+# What a job may have had too little of: its name in the resources, and how `retry` is asked for more.
+_LACKS: dict[str, tuple[str, str, Callable[[int], str], Callable[[int], Wish]]] = {
+    Failure.OUT_OF_MEMORY.value: ("memory_mb", "--memory", "{}M".format, lambda mb: Wish(memory_mb=mb)),
+    Failure.WALLTIME.value: ("walltime_seconds", "--walltime", walltime_text, lambda s: Wish(walltime_seconds=s)),
 }
 
 
@@ -63,7 +74,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class FailureGroup:
-    """The Fireworks that failed for one reason; `retry` has the words of the command that runs them again."""
+    """The Fireworks that failed for one reason.
+
+    `retry` has the words of the command that runs them again, and none where nobody can say that it would help.
+    """
 
     failure: str
     number: int
@@ -80,7 +94,7 @@ class FailureGroup:
             "calculation_ids": list(self.calculation_ids),
             "example": self.reason,
             "explanation": self.explanation,
-            "retry": shlex.join(self.retry),
+            "retry": shlex.join(self.retry) or None,
         }
 
 
@@ -95,9 +109,8 @@ def explanation_of(failure: str) -> str:
 
 @launchpad_errors()
 def read_failed(launchpad: LaunchPad, campaign: str | None = None) -> Iterator[Failed]:
-    """Read why Fireworks are FIZZLED, of all campaigns or of one; three queries for up to 5,000."""
-    keys = {"_id": 0, "fw_id": 1, "state": 1, "spec.calculation_id": 1}
-    keys |= {f"spec.resources.{key}": 1 for key in ("memory_mb", "walltime_seconds")}
+    """Read why Fireworks are FIZZLED, of all campaigns or of one."""
+    keys = {"_id": 0, "fw_id": 1, "state": 1, "spec.calculation_id": 1, "spec.resources": 1}
     found = iter(launchpad.fireworks.find({"state": "FIZZLED", **ours(campaign)}, keys))
     while page := list(islice(found, _PAGE)):
         reasons = find_reasons(launchpad, [FireworkState(entry["fw_id"], entry["state"]) for entry in page])
@@ -114,7 +127,9 @@ def read_failed(launchpad: LaunchPad, campaign: str | None = None) -> Iterator[F
             )
 
 
-def group_failures(failed: Iterable[Failed], options: Sequence[str] = ()) -> list[FailureGroup]:
+def group_failures(
+    failed: Iterable[Failed], options: Sequence[str] = (), cluster: ClusterConfig | None = None
+) -> list[FailureGroup]:
     """Return the failures by their names, the most frequent first.
 
     Parameters
@@ -123,6 +138,8 @@ def group_failures(failed: Iterable[Failed], options: Sequence[str] = ()) -> lis
         From `read_failed`.
     options
         More words for the commands, such as `--campaign NAME`.
+    cluster
+        The classes of jobs of today; those that a Firework has heard of where absent.
     """
     groups: dict[str, list[Failed]] = {}
     for each in failed:
@@ -134,17 +151,27 @@ def group_failures(failed: Iterable[Failed], options: Sequence[str] = ()) -> lis
             calculation_ids=tuple(each.calculation_id for each in members[:EXAMPLES]),
             reason=members[0].reason,
             explanation=explanation_of(failure) or members[0].explanation,
-            retry=("dftfactory", "retry", "--reason", failure, *_cure(failure, members), *options),
+            retry=_retry(failure, members, options, cluster),
         )
         for failure, members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
 
 
-def _cure(failure: str, members: Sequence[Failed]) -> tuple[str, ...]:
-    """Return options of `retry` that may help: twice of what was too little."""
-    asked = [each.resources for each in members if each.resources]
-    if asked and failure == Failure.OUT_OF_MEMORY.value:
-        return ("--memory", f"{2 * max(each['memory_mb'] for each in asked)}M")
-    if asked and failure == Failure.WALLTIME.value:
-        return ("--walltime", walltime_text(2 * max(each["walltime_seconds"] for each in asked)))
-    return _CURES.get(failure, ())
+def _retry(
+    failure: str, members: Sequence[Failed], options: Sequence[str], cluster: ClusterConfig | None
+) -> tuple[str, ...]:
+    """Return the words of a `retry` that makes sense when what the explanation says is done."""
+    command = ("dftfactory", "retry", "--reason", failure)
+    asked = [each.resources for each in members]
+    if failure in _ONCE_MORE or (failure in _LACKS and not any(asked)):
+        return (*command, *options)
+    if failure not in _LACKS:
+        return ()
+    name, option, text, wish_for = _LACKS[failure]
+    try:
+        twice = 2 * max(each[name] for each in asked)
+        for each in asked:
+            changed_resources(each, wish_for(twice), cluster)
+    except (ConfigError, LookupError, TypeError):
+        return ()  # no class of jobs has as much
+    return (*command, option, text(twice), *options)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dftfactory.cost import NO_COST, Cost
+from dftfactory.id_pages import id_pages
 from dftfactory.plain_values import read_mapping, read_number
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ FACTS = {
     **dict.fromkeys((f"{STORED}.{name}" for name in _LABEL), 1),
     **dict.fromkeys((f"{DETAILS}.{name}" for name in (*_LABEL, *_WORDS)), 1),
 }
-# The time of a `$in` grows with the square of its length on the local server (0.02 s for 100 ids, 1 s for 1,000), that
-# of a range does not. A range is asked for where the ids are at least so dense in it.
-_PAGE, _IN, _DENSE = 2000, 100, 0.1
+# One range of ids is faster than many a `$in`. It is asked for where the ids are at least so dense in it.
+_PAGE, _DENSE = 2000, 0.1
 
 
 def launches_of(launchpad: LaunchPad, fw_ids: Iterable[int], keys: Mapping[str, int]) -> Iterator[dict[str, Any]]:
@@ -52,8 +52,8 @@ def launches_of(launchpad: LaunchPad, fw_ids: Iterable[int], keys: Mapping[str, 
             found = launchpad.launches.find({"fw_id": {"$gte": page[0], "$lte": page[-1]}}, keys, batch_size=1000)
             yield from (launch for launch in found if launch.get("fw_id") in wanted)
         else:
-            for part in range(0, len(page), _IN):
-                yield from launchpad.launches.find({"fw_id": {"$in": page[part : part + _IN]}}, keys)
+            for part in id_pages(page):
+                yield from launchpad.launches.find({"fw_id": {"$in": part}}, keys)
 
 
 def stored_data(launch: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from dftfactory.id_pages import id_pages
 from dftfactory.launches import OURS, ours, reason_of
 from dftfactory.monitor.launch_facts import FACTS, NUMBERS, cost_of_launches, details_of, exception_of, launches_of
 from dftfactory.plain_values import plain, read_count, read_mapping, read_number, read_text, read_time
@@ -17,8 +18,8 @@ from dftfactory.store import launchpad_errors
 if TYPE_CHECKING:
     from fireworks import LaunchPad
 
-# Fireworks in one page, and ids in one query: see `launch_facts`.
-_PAGE, _IN = 2000, 100
+# Fireworks in one page.
+_PAGE = 2000
 _NUMBERS_OF_FIREWORK = dict.fromkeys(("fw_id", "state", "launches", "archived_launches", "spec.fingerprint"), 1)
 _FIREWORK = {
     **_NUMBERS_OF_FIREWORK,
@@ -147,7 +148,7 @@ def _queries(campaign: str | None, fw_ids: Iterable[int] | None) -> list[dict[st
         return [{"fw_id": {"$gte": 0}}] if campaign is None else [ours(campaign)]
     ids = sorted(set(fw_ids))
     limits = OURS if campaign is None else {**OURS, **ours(campaign)}
-    return [{"fw_id": {"$in": ids[start : start + _IN]}, **limits} for start in range(0, len(ids), _IN)]
+    return [{"fw_id": {"$in": page}, **limits} for page in id_pages(ids)]
 
 
 def _read(

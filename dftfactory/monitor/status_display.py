@@ -95,8 +95,9 @@ def failure_sections(groups: Sequence[FailureGroup]) -> list[Section]:
             f"for example: {group.reason}",
             *([f"what to do: {group.explanation}"] if group.explanation else []),
         ]
-        words = [shlex.quote(word) for word in group.retry]
-        sections.append(Section(Cell(f"{group.failure}  {group.number:,}", "bold red"), lines=lines, commands=[words]))
+        commands = [[shlex.quote(word) for word in group.retry]] if group.retry else []
+        title = Cell(f"{group.failure}  {group.number:,}", "bold red")
+        sections.append(Section(title, lines=lines, commands=commands))
     return sections
 
 

@@ -205,7 +205,8 @@ def find_fw_id(launchpad: LaunchPad, who: str) -> int:
             return int(found[0]["fw_id"])
     raise UnknownStructureError(
         f"there is no structure {who!r} in this LaunchPad: give its calculation_id, the number of its Firework, or at "
-        f"least {FEWEST_LETTERS} letters of its fingerprint",
+        f"least {FEWEST_LETTERS} letters of its fingerprint; of equal structures only the one that was queued first is "
+        "there, and its label is that of all",
         who=who,
     )
 

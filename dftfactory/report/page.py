@@ -203,6 +203,8 @@ def address_of(launchpad: LaunchPad) -> str:
 
 
 def _is_report(path: Path) -> bool:
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         with path.open("rb") as file:
             return MARK.encode() in file.read(200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -60,10 +61,12 @@ def figure_of(picture: Picture) -> dict[str, Any]:
             "automargin": True,
         }
         if picture.kind == "rows":
-            # With few decades 2 and 5 are marked, too.
+            # With few decades 2 and 5 are marked, too; plotly.js itself would write them without their power of ten.
             edges, _ = numbers_of(picture.series[0])
             if picture.log_x and edges[-1] < 1e3 * edges[0]:
-                layout["xaxis"] |= {"dtick": "D2", "exponentformat": "none"}
+                decades = range(math.floor(math.log10(edges[0])), math.ceil(math.log10(edges[-1])) + 1)
+                marks = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
+                layout["xaxis"] |= {"tickmode": "array", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}
             # The first row on top.
             rows = len(picture.ticks)
             layout["yaxis"] |= {"range": [-0.1, rows], "tickvals": [rows - 1 - row + 0.3 for row in range(rows)]}

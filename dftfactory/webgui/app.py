@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dftfactory
 from dftfactory.errors import LaunchPadError
@@ -11,13 +13,13 @@ from dftfactory.webgui.login import Login, check_username
 from dftfactory.webgui.safety import FILES, guard_requests, secure_answers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from fireworks import LaunchPad
     from flask import Flask, Response
 
 # No request works longer on the database, whatever is asked; the first load of all records is the longest of ours.
 REQUEST_SECONDS = 20.0
+# Requests that work at once: a dashboard asks for eight figures, and somebody may have twenty tabs open.
+AT_ONCE = 64
 # How long a database that is away is waited for, and how long an answer of it is good for.
 _ANSWER_SECONDS = 3.0
 
@@ -52,11 +54,12 @@ def make_app(
     guard_requests(app, host)
     if password is not None:
         _require_login(app, Login(check_username(username), password))
+    # Who guesses a password waits elsewhere, and takes nobody's turn.
+    _take_turns(app)
     _require_database(app, launchpad)
     check_addresses(app, module)
     app.register_blueprint(make_pages(launchpad))
     _explain_errors(app)
-    app.wsgi_app = _limited(app.wsgi_app)  # type: ignore[method-assign]  # how Flask wants to be wrapped
     return app
 
 
@@ -76,6 +79,29 @@ def _require_login(app: Flask, login: Login) -> None:
         return response
 
 
+def _take_turns(app: Flask) -> None:
+    """Let so many requests work at once, each with so many seconds of the database.
+
+    What comes before does not count, the wait of a login above all; nor does an answer that is on its way.
+    """
+    import pymongo
+    from flask import g
+
+    turns = threading.BoundedSemaphore(AT_ONCE)
+
+    @app.before_request
+    def begin() -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(turns)
+            stack.enter_context(pymongo.timeout(REQUEST_SECONDS))
+            g.turn = stack.pop_all()
+
+    @app.teardown_request
+    def end(error: BaseException | None) -> None:
+        if "turn" in g:
+            g.pop("turn").close()
+
+
 def _require_database(app: Flask, launchpad: LaunchPad) -> None:
     """Find out soon when the database is away: its own settings may make a rocket wait for it for minutes."""
     import pymongo
@@ -91,17 +117,6 @@ def _require_database(app: Flask, launchpad: LaunchPad) -> None:
         with pymongo.timeout(_ANSWER_SECONDS):
             launchpad.connection.admin.command("ping")
         answered = time.monotonic()
-
-
-def _limited(wsgi_app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """Give each request so many seconds of the database."""
-    import pymongo
-
-    def limited(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        with pymongo.timeout(REQUEST_SECONDS):
-            return wsgi_app(environ, start_response)
-
-    return limited
 
 
 def _explain_errors(app: Flask) -> None:

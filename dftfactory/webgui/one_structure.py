@@ -99,7 +99,8 @@ def _facts(story: Story) -> dict[str, str]:
         "energy": None if energy is None else f"{words.number(energy, 6)} eV",
         "per atom": f"{words.number(energy / count, 6)} eV" if energy is not None and count else None,
         "max force": None if force is None else f"{words.number(force, 4)} eV/Å",
-        "pressure": None if result is None else f"{-np.trace(result.stress) / 3 / GPa:.3f} GPa",
+        # In vacuum it depends on the size of the box, and means nothing.
+        "pressure": None if result is None or not all(result.pbc) else f"{-np.trace(result.stress) / 3 / GPa:.3f} GPa",
         "magnetization": None if moment is None else f"{moment:.3f} μB",
         "level": None if record.level is None else f"{record.level}{f' ({record.quality})' if record.quality else ''}",
         "SCF iterations": None if record.iterations is None else _iterations(record.iterations, record.runs),

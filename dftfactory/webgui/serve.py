@@ -3,7 +3,8 @@
 It is Werkzeug's server and not gunicorn's, both of which come with FireWorks. The pages keep all records in memory and
 logins wait by address: that is one process, which gunicorn would be as well with a single worker, while a second worker
 would load everything twice. What Werkzeug's is warned of is missing here or added: no debugger and no reloader, the
-port is bound by us, connections that say nothing are closed, and no more requests run at once than `_THREADS`.
+port is bound by us, connections that say nothing are closed, and no more requests work at once than the application
+lets: one that is not read yet, or whose answer is not fetched, keeps nobody waiting.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +32,10 @@ if TYPE_CHECKING:
     from werkzeug.serving import BaseWSGIServer
 
 PORT = 5000
-# Requests at once: a dashboard asks for eight figures, and somebody may have twenty tabs open.
-_THREADS = 64
-# Seconds until a connection that says nothing is closed; browsers open some in advance.
+# Connections at once, each with a thread that mostly sleeps: a browser keeps six open. A process has 1024 files.
+_CONNECTIONS = 500
+# Seconds until a connection that says nothing is closed; browsers open some in advance. Also for a whole request: who
+# sends a letter now and then would stay for ever.
 _IDLE_SECONDS = 30
 # Ports to look at for a free one.
 _NEARBY = 100
@@ -145,7 +148,21 @@ def _make_server(app: Any, host: str, listener: socket.socket, *, verbose: bool)
 
     # Flask's lines about errors go to standard error; Werkzeug's own are those of every request.
     logging.getLogger("werkzeug").setLevel(logging.INFO if verbose else logging.ERROR)
-    places = threading.BoundedSemaphore(_THREADS)
+    places = threading.BoundedSemaphore(_CONNECTIONS)
+    # Connections whose request is not read yet → when they are given up.
+    unread: dict[socket.socket, float] = {}
+
+    def give_up(connection: socket.socket) -> None:
+        unread.pop(connection, None)
+        with contextlib.suppress(OSError):  # it has gone by itself
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def make_room() -> bool:
+        """Give up the connection that has said nothing for the longest time: a request is read in no time."""
+        longest = next(iter(list(unread)), None)
+        if longest is not None:
+            give_up(longest)
+        return longest is not None
 
     class Handler(WSGIRequestHandler):
         timeout = _IDLE_SECONDS
@@ -154,14 +171,42 @@ def _make_server(app: Any, host: str, listener: socket.socket, *, verbose: bool)
         def version_string(self) -> str:
             return "dftfactory"
 
+        def handle_one_request(self) -> None:
+            unread[self.connection] = time.monotonic() + _IDLE_SECONDS
+            try:
+                super().handle_one_request()
+            finally:
+                unread.pop(self.connection, None)
+
+        def run_wsgi(self) -> None:
+            unread.pop(self.connection, None)
+            super().run_wsgi()
+
         def log_error(self, format: str, *args: Any) -> None:
             if verbose:  # who closes a connection is no error of ours
                 super().log_error(format, *args)
 
     class Server(ThreadedWSGIServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if not places.acquire(blocking=False) and not (make_room() and places.acquire(timeout=0.2)):
+                self.shutdown_request(request)
+                return
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no more threads for this user
+                places.release()
+                raise
+
         def process_request_thread(self, request: Any, client_address: Any) -> None:
-            with places:
+            try:
                 super().process_request_thread(request, client_address)
+            finally:
+                places.release()
+
+        def service_actions(self) -> None:
+            for connection, until in list(unread.items()):
+                if time.monotonic() > until:
+                    give_up(connection)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             # A browser that goes away in the middle of an answer.

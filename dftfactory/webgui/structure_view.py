@@ -26,6 +26,9 @@ PIXELS_PER_ANGSTROM = 24
 LEAST_FORCE = 1e-3
 # Of the longest arrow: shorter ones are hidden in their atoms.
 LEAST_ARROW = 0.02
+# Å. Of numbers near the end of what a float holds the sizes would be infinite, which JSON does not have, and the script
+# of the page would end there.
+LARGEST = 1e9
 # Longest side, in plotly's units of a scene: a cube seen from a corner just fits.
 SIZE = 1.6
 FORCE_COLOUR = "#d62728"
@@ -55,7 +58,7 @@ def structure_figure(
     Raises
     ------
     StructureError
-        It is no structure, a number in it is not finite, or the forces do not fit to it.
+        It is no structure, a number in it is not finite or absurd, or the forces do not fit to it.
     """
     from ase.data import covalent_radii
 
@@ -64,6 +67,8 @@ def structure_figure(
     cell = np.asarray(atoms.cell.array, dtype=float)
     if not len(atoms) or not (np.isfinite(positions).all() and np.isfinite(cell).all()):
         raise StructureError("the structure has no atoms, or numbers that are not finite")
+    if max(np.abs(positions).max(), np.abs(cell).max()) > LARGEST:
+        raise StructureError(f"the structure has lengths above {LARGEST:.0e} Å, which cannot be drawn")
     vectors = _forces_of(forces, len(atoms))
     radii = np.array([covalent_radii[number] for number in atoms.numbers])
     symbols = [str(symbol) for symbol in atoms.symbols]
