@@ -107,8 +107,9 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Tell one structure's whole story: its runs, what was changed for each, its label or its failure."""
+    from dftfactory.monitor.finding import find_fw_id
     from dftfactory.monitor.sections import print_sections
-    from dftfactory.monitor.story import find_fw_id, tell_story
+    from dftfactory.monitor.story import tell_story
     from dftfactory.monitor.story_display import story_sections
 
     opened = open_launchpad(launchpad)
@@ -176,7 +177,7 @@ def retry(
     cluster = find_classes() if wish else None
     opened = open_launchpad(launchpad)
     if ids:
-        from dftfactory.monitor.story import find_fw_id
+        from dftfactory.monitor.finding import find_fw_id
 
         fw_ids = [find_fw_id(opened, who) for who in ids]
     else:
@@ -270,11 +271,14 @@ def report(
     launchpad: LaunchPadFile = None,
 ) -> None:
     """Write what the factory did and what the labels look like into one file for the browser."""
+    from dftfactory.campaigns import refuse_unknown_campaign
     from dftfactory.cli_options import number_of
     from dftfactory.report.page import checked_path, write_report
 
     checked_path(out)  # before anything is read
-    page, *pictures = write_report(open_launchpad(launchpad), out, campaign, png=png)
+    opened = open_launchpad(launchpad)
+    refuse_unknown_campaign(opened, campaign)
+    page, *pictures = write_report(opened, out, campaign, png=png)
     typer.echo(f"report in {out} ({page.stat().st_size / 1e6:.1f} MB), for any browser, without internet")
     if pictures:
         typer.echo(f"{number_of(len(pictures), 'picture')} in {out.with_name(pictures[0].parent.name)}")

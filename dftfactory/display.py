@@ -37,7 +37,8 @@ def print_result(result: DFTResult, run_dir: Path) -> None:
         "energy": f"{result.energy:.8f} eV",
         "-TS": f"{result.smearing_energy:.8f} eV",
         "largest force": f"{result.max_force:.6f} eV/Å",
-        "pressure": f"{-result.stress.trace() / 3 / GPa:.4f} GPa",
+        # Of a slab or a molecule it is that of its vacuum.
+        "pressure": f"{-result.stress.trace() / 3 / GPa:.4f} GPa" if all(result.pbc) else "",
         "magnetization": "" if result.total_magnetization is None else f"{result.total_magnetization:.3f} μB",
         "level": f"{result.level} ({result.quality})",
         "SCF iterations": f"{result.total_iterations} in {number_of(runs, 'run')}",

@@ -19,7 +19,7 @@ from upf_texts import version_2
 
 from dftfactory.config import DFTConfig, WorkerConfig
 
-pytest_plugins = ["launchpad_fixtures", "browser_fixtures"]
+pytest_plugins = ["launchpad_fixtures", "browser_fixtures", "cli_fixtures"]
 
 
 def pytest_configure() -> None:

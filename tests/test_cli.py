@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import ase.db
 import ase.io
 import pytest
 from ase import Atoms
+from cli_fixtures import Dftfactory
 from queue_helpers import (
     label_for,
     make_database,
@@ -40,35 +40,6 @@ from dftfactory.store import LabelStore
 
 COMMANDS = ["init", "check", "run", "submit", "sync", "status", "export", "recover", "reconcile", "archive", "demo"]
 COMMANDS += ["show", "failures", "retry", "launchpad start", "launchpad connect", "launchpad stop", "launchpad status"]
-
-
-@dataclass
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-
-Dftfactory = Callable[..., Outcome]
-
-
-@pytest.fixture
-def dftfactory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dftfactory:
-    """`dftfactory WORDS` in tmp_path, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launchpad, "CONNECT_SECONDS", 0.5)
-
-    def command(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["dftfactory", *map(str, words)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        return Outcome(status, *capsys.readouterr())
-
-    return command
 
 
 @pytest.fixture

@@ -3,59 +3,24 @@
 from __future__ import annotations
 
 import io
-import json
 import re
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ase import Atoms
+from cli_fixtures import Dftfactory
 from queue_helpers import make_database, shifted, specs, states, write_launchpad_file
 from rich.console import Console
 from test_retry import RESOURCES, fail
 
-from dftfactory import cli
 from dftfactory.config import DFTConfig
 from dftfactory.errors import DFTFactoryError, LaunchPadAwayError, LaunchPadError
 from dftfactory.monitor.progress import Progress
 from dftfactory.monitor.status_display import status_line, status_sections
 from dftfactory.monitor.watch_status import watch_status
 from dftfactory.pipeline import submit
-
-
-@dataclass
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
-
-
-Dftfactory = Callable[..., Outcome]
-
-
-@pytest.fixture
-def dftfactory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Dftfactory:
-    """`dftfactory WORDS` in tmp_path, in this process."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["dftfactory", *map(str, words)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        return Outcome(status, *capsys.readouterr())
-
-    return command
 
 
 @pytest.fixture

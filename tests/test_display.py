@@ -66,7 +66,7 @@ def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_result_has_units_and_the_sign_of_the_pressure(result: DFTResult, capsys: pytest.CaptureFixture[str]) -> None:
     """The stress is 0.125 eV/Å³ under tension, so the pressure is negative: 0.125 x 160.2177 GPa."""
-    print_result(result, Path("/runs/[red]si"))
+    print_result(result.with_record(pbc=(True, True, True)), Path("/runs/[red]si"))
     printed = capsys.readouterr().out
     values = dict(line.strip().split("  ", 1) for line in printed.splitlines())
     assert values["energy"].strip() == "-215.00000000 eV"
@@ -77,6 +77,8 @@ def test_result_has_units_and_the_sign_of_the_pressure(result: DFTResult, capsys
     assert values["SCF iterations"].strip() == "11 in 1 run"
     assert "/runs/[red]si" in values["files"]
     assert "magnetization" not in values
+    print_result(result, Path("x"))
+    assert "pressure" not in capsys.readouterr().out, "a molecule has none"
 
 
 def test_softened_result_says_so(result: DFTResult, capsys: pytest.CaptureFixture[str]) -> None:

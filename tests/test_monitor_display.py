@@ -18,6 +18,7 @@ from rich.console import Console
 from dftfactory.cluster import ClusterConfig
 from dftfactory.cost import Cost
 from dftfactory.failures import EXPLANATIONS, Failure
+from dftfactory.monitor.attempts import Attempt
 from dftfactory.monitor.failed import Failed, group_failures, read_failed
 from dftfactory.monitor.progress import Progress, read_progress
 from dftfactory.monitor.records import Record
@@ -32,7 +33,7 @@ from dftfactory.monitor.status_display import (
     status_line,
     status_sections,
 )
-from dftfactory.monitor.story import Attempt, LaunchFacts, Story, tell_story
+from dftfactory.monitor.story import LaunchFacts, Story, tell_story
 from dftfactory.monitor.story_display import sparkline, story_sections
 from dftfactory.retry import Refused, Retried, RetrySummary, retry
 

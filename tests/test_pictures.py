@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from dftfactory.monitor.attempts import Attempt
 from dftfactory.monitor.records import Record
-from dftfactory.monitor.story import Attempt
 from dftfactory.report import pictures
 from dftfactory.report.picture import COLORS, LEVEL_COLORS, Picture, Series, level_color, polygon
 from dftfactory.report.pictures import figure_of, ladder_picture, overview, scf_picture
@@ -206,3 +206,8 @@ def test_marks_of_a_short_logarithmic_axis_say_their_power_of_ten() -> None:
     assert dict(zip(axis["tickvals"], axis["ticktext"], strict=True)) == {
         0.1: "0.1", 0.2: "0.2", 0.5: "0.5", 1.0: "1", 2.0: "2", 5.0: "5",
     }  # fmt: skip
+
+
+def test_attempts_are_counted_in_whole_numbers() -> None:
+    attempts = [Attempt(number=n, level=0, outcome="CONVERGED") for n in (1, 2)]
+    assert figure_of(ladder_picture(attempts))["layout"]["xaxis"]["dtick"] == 1

@@ -22,10 +22,11 @@ from dftfactory.launchpad import read_launchpad_file
 from dftfactory.lost_labels import recover_labels
 from dftfactory.lost_runs import reconcile
 from dftfactory.monitor.failed import read_failed
+from dftfactory.monitor.finding import find_fw_id
 from dftfactory.monitor.progress import read_progress
 from dftfactory.monitor.record_table import RecordTable
 from dftfactory.monitor.records import read_records
-from dftfactory.monitor.story import find_fw_id, tell_story
+from dftfactory.monitor.story import tell_story
 from dftfactory.pipeline import submit, sync
 from dftfactory.retry import retry
 from dftfactory.store import LabelStore

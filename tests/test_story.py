@@ -14,7 +14,9 @@ from queue_helpers import make_database, rlaunch
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.cost import cost_of
 from dftfactory.errors import SeveralStructuresError, UnknownStructureError
-from dftfactory.monitor.story import Story, attempts_of, find_fw_id, tell_story
+from dftfactory.monitor.attempts import attempts_of
+from dftfactory.monitor.finding import find_fw_id
+from dftfactory.monitor.story import Story, tell_story
 from dftfactory.pipeline import submit
 
 pytestmark = pytest.mark.mongodb

@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dftfactory.cost import Cost, cores_of, cost_of_attempt, seconds_of, wasted_attempts
-from dftfactory.errors import ParserError, SeveralStructuresError, UnknownStructureError
+from dftfactory.errors import ParserError, UnknownStructureError
 from dftfactory.launches import OURS, reason_of
+from dftfactory.monitor.attempts import Attempt, attempts_of
 from dftfactory.monitor.launch_facts import details_of, exception_of
 from dftfactory.monitor.records import Record, read_records
 from dftfactory.monitor.running import find_run_folder, history_in, with_series
-from dftfactory.plain_values import plain, read_count, read_mapping, read_number, read_text, read_time
+from dftfactory.plain_values import plain, read_count, read_mapping, read_text, read_time
 from dftfactory.store import LabelStore, launchpad_errors
 
 if TYPE_CHECKING:
@@ -23,76 +23,7 @@ if TYPE_CHECKING:
 
     from dftfactory.results import DFTResult
 
-# Letters of a fingerprint that name it: 4 of them are `dft` and the first of 32 of a digest.
-FEWEST_LETTERS = 8
-_DIGITS, _LISTED = 15, 10
-# Parameters that recovery keeps for itself; see `rungs`.
-_MEMORY_OF_THE_CLIMB = {
-    "level",
-    "climbed",
-    "stage",
-    "continued",
-    "cooled",
-    "softening",
-    "softened",
-    "tried",
-    "kept",
-    "used",
-}
 _FILES = ("pw.in", "pw.out", "pw.err", "CRASH", "history.json", "label.json", "custodian.json", "rocket.json")
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One run of pw.x.
-
-    Attributes
-    ----------
-    number
-        From 1, over all starts.
-    start
-        Name of the start, where there were several.
-    level, stage
-        Of the ladder, and of its anneal (0 is the hottest).
-    folder
-        Below the run folder, as text; "." is the run folder itself.
-    parameters
-        All of them, in QE's spelling and units, beside those of the machine.
-    changes
-        Parameter → [before, now], against the attempt before it; None stands for pw.x's own default.
-    outcome
-        CONVERGED, STAGE_CONVERGED, TIGHTENED, or the failure; None while it runs.
-    evidence, explanation
-        What was seen, and what it means.
-    iterations, scf_accuracy
-        SCF iterations, and the estimated accuracy after each of them (Ry); empty where nobody has kept it.
-    conv_thr
-        Ry, for the whole cell.
-    seconds, cores, cost
-        Wall time of pw.x, its MPI ranks, and their product, with the part of it that was wasted.
-    """
-
-    number: int
-    start: str | None = None
-    level: int | None = None
-    stage: int | None = None
-    folder: str | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
-    changes: dict[str, list[Any]] = field(default_factory=dict)
-    outcome: str | None = None
-    evidence: str | None = None
-    explanation: str | None = None
-    iterations: int | None = None
-    scf_accuracy: list[float] = field(default_factory=list)
-    conv_thr: float | None = None
-    seconds: float | None = None
-    cores: int | None = None
-    cost: Cost = field(default_factory=Cost)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        values: dict[str, Any] = plain(self)
-        return values
 
 
 @dataclass(frozen=True)
@@ -175,42 +106,6 @@ class Story:
         return {**own, "result": plain(result)}
 
 
-def find_fw_id(launchpad: LaunchPad, who: str) -> int:
-    """Return the Firework that somebody means.
-
-    Parameters
-    ----------
-    launchpad
-        Where it is.
-    who
-        A calculation_id; else the number of a Firework; else a fingerprint, or at least 8 letters of its beginning.
-
-    Raises
-    ------
-    UnknownStructureError
-        There is none.
-    SeveralStructuresError
-        There are several; the message lists their Fireworks.
-    """
-    ways: list[dict[str, Any]] = [{"spec.calculation_id": who, **OURS}]
-    if who.isascii() and who.isdigit() and len(who) < _DIGITS:
-        ways.append({"fw_id": int(who), **OURS})
-    if len(who) >= FEWEST_LETTERS:
-        ways.append({"spec.fingerprint": {"$gte": who, "$lt": f"{who}\uffff"}})
-    for query in ways:
-        found = _who(launchpad, query)
-        if len(found) > 1:
-            raise _several(who, found)
-        if found:
-            return int(found[0]["fw_id"])
-    raise UnknownStructureError(
-        f"there is no structure {who!r} in this LaunchPad: give its calculation_id, the number of its Firework, or at "
-        f"least {FEWEST_LETTERS} letters of its fingerprint; of equal structures only the one that was queued first is "
-        "there, and its label is that of all",
-        who=who,
-    )
-
-
 def tell_story(launchpad: LaunchPad, fw_id: int) -> Story:
     """Return the story of one Firework; what is damaged or out of sight is left out.
 
@@ -246,46 +141,6 @@ def tell_story(launchpad: LaunchPad, fw_id: int) -> Story:
         folder=folder,
         files=[] if folder is None else _files(folder),
     )
-
-
-def attempts_of(history: Sequence[Mapping[str, Any]]) -> list[Attempt]:
-    """Return the attempts of a history, each against the one before it."""
-    attempts: list[Attempt] = []
-    wasted = wasted_attempts(history)
-    before: dict[Any, Mapping[str, Any]] = {}
-    for number, (entry, is_wasted) in enumerate(zip(history, wasted, strict=True), start=1):
-        parameters = read_mapping(entry.get("parameters"))
-        start = read_text(entry.get("start"))
-        spent = cost_of_attempt(entry)
-        series = entry.get("scf_accuracy")
-        numbers = [read_number(value) for value in series] if isinstance(series, (list, tuple)) else []
-        attempts.append(
-            Attempt(
-                number=number,
-                start=start,
-                level=read_count(parameters.get("level")),
-                stage=read_count(parameters.get("stage")),
-                folder=read_text(entry.get("folder")) or ".",
-                parameters=dict(parameters),
-                changes=_changes(before[start], parameters) if start in before else {},
-                outcome=read_text(entry.get("outcome")),
-                evidence=read_text(entry.get("evidence")),
-                explanation=read_text(entry.get("explanation")),
-                iterations=read_count(entry.get("iterations")),
-                scf_accuracy=[value for value in numbers if value is not None],
-                conv_thr=read_number(parameters.get("conv_thr")),
-                seconds=seconds_of(entry) or None,
-                cores=cores_of(entry),
-                cost=Cost(spent, spent if is_wasted else 0.0),
-            )
-        )
-        before[start] = parameters
-    return attempts
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    names = sorted((before.keys() | now.keys()) - _MEMORY_OF_THE_CLIMB)
-    return {name: [before.get(name), now.get(name)] for name in names if before.get(name) != now.get(name)}
 
 
 def _history(
@@ -378,22 +233,3 @@ def _files(folder: Path) -> list[Path]:
         patterns = ("", "attempt_*/", "start_*/", "start_*/attempt_*/")
         found = [path for pattern in patterns for name in _FILES for path in folder.glob(f"{pattern}{name}")]
     return sorted({path for path in found if path.is_file()}, key=lambda path: (path.parent != folder, str(path)))
-
-
-def _who(launchpad: LaunchPad, query: Mapping[str, Any]) -> list[dict[str, Any]]:
-    keys = {"_id": 0, "fw_id": 1, "state": 1, "spec.calculation_id": 1}
-    with launchpad_errors():
-        return sorted(launchpad.fireworks.find(query, keys, limit=_LISTED + 1), key=lambda each: each["fw_id"])
-
-
-def _several(who: str, found: Sequence[Mapping[str, Any]]) -> SeveralStructuresError:
-    listed = ", ".join(
-        f"{each['fw_id']} ({read_mapping(each.get('spec')).get('calculation_id')}, {each.get('state')})"
-        for each in found[:_LISTED]
-    )
-    more = ", ..." if len(found) > _LISTED else ""
-    return SeveralStructuresError(
-        f"{who!r} is more than one structure; give the number of the Firework: {listed}{more}",
-        who=who,
-        fw_ids=[each["fw_id"] for each in found],
-    )

@@ -13,7 +13,8 @@ from dftfactory.monitor.sections import STATE_STYLES, Cell, Column, Section, Val
 from dftfactory.monitor.status_display import changes_of, duration
 
 if TYPE_CHECKING:
-    from dftfactory.monitor.story import Attempt, LaunchFacts, Story
+    from dftfactory.monitor.attempts import Attempt
+    from dftfactory.monitor.story import LaunchFacts, Story
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 # Letters of a sparkline: the table has 80 columns.

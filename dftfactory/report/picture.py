@@ -83,6 +83,8 @@ class Picture:
         above the other, each as high as its own largest bin).
     log_x, log_y
         Whether the axis is logarithmic; its label says so, too.
+    counts_x
+        Whether x counts something that has no halves.
     ticks
         Words at whole numbers of the y axis, from 0 on: names of rows and levels.
     instead
@@ -99,6 +101,7 @@ class Picture:
     kind: str = "bars"
     log_x: bool = False
     log_y: bool = False
+    counts_x: bool = False
     ticks: tuple[str, ...] = ()
     instead: str = "nothing to show yet"
     note: str = ""

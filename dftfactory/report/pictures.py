@@ -13,8 +13,8 @@ from dftfactory.report.picture import Series as Series
 from dftfactory.report.plotly_figures import figure_of as figure_of
 
 if TYPE_CHECKING:
+    from dftfactory.monitor.attempts import Attempt
     from dftfactory.monitor.records import Record
-    from dftfactory.monitor.story import Attempt
 
 # In the order of a structure's life.
 STATES = ("WAITING", "READY", "RESERVED", "RUNNING", "PAUSED", "COMPLETED", "FIZZLED", "DEFUSED", "ARCHIVED")
@@ -268,6 +268,7 @@ def ladder_picture(attempts: Sequence[Attempt], names: Sequence[str] = ()) -> Pi
         "level",
         tuple(series),
         kind="lines",
+        counts_x=True,
         ticks=ticks,
         instead="no attempt is known: the calculation has not begun, or its history is out of sight",
     )

@@ -53,6 +53,8 @@ def figure_of(picture: Picture) -> dict[str, Any]:
         layout["xaxis"]["type"] = "date"
     elif picture.kind == "bars" and any(isinstance(value, str) for series in picture.series for value in series.x):
         layout["xaxis"]["type"] = "category"
+    if picture.counts_x:
+        layout["xaxis"]["dtick"] = 1 + max(len(series.x) for series in picture.series) // 12
     if picture.ticks:
         layout["yaxis"] |= {
             "tickmode": "array",

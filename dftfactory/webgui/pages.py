@@ -18,11 +18,12 @@ from werkzeug.wrappers import Response as AnyResponse
 from dftfactory.errors import UnknownStructureError
 from dftfactory.launches import LIVE, OVER
 from dftfactory.monitor.failed import explanation_of
+from dftfactory.monitor.finding import find_fw_id
 from dftfactory.monitor.progress import Progress, progress_of
 from dftfactory.monitor.record_table import RecordTable
 from dftfactory.monitor.records import Record
 from dftfactory.monitor.running import read_running
-from dftfactory.monitor.story import Story, find_fw_id, tell_story
+from dftfactory.monitor.story import Story, tell_story
 from dftfactory.report import pictures
 from dftfactory.report.plotly_figures import plotly_js
 from dftfactory.webgui import words
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # Running ones on the overview; the table has all of them.
 MOST_RUNNING = 25
+# The largest number that the database knows.
+MOST_FW_ID = 2**63 - 1
 # What is shown is of this moment, and of strangers' structures: nothing of it belongs into a cache.
 NOT_KEPT = {"Cache-Control": "no-store"}
 # Column → its head and its unit.
@@ -63,12 +66,6 @@ def make_pages(launchpad: LaunchPad) -> Blueprint:
     pages.add_app_template_filter(words.css_class, "css")
     pages.add_app_template_filter(words.outcome_class, "outcome")
 
-    def known(fw_id: int) -> Record:
-        record = table.records() and table.get(fw_id)
-        if not record:
-            abort(404, f"There is no structure with the number {fw_id} in this LaunchPad.")
-        return record
-
     @pages.route("/")
     def overview() -> str:
         facts = _overview(launchpad, table, request.args.get("campaign", "").strip())
@@ -91,16 +88,15 @@ def make_pages(launchpad: LaunchPad) -> Blueprint:
 
     @pages.route("/structures/<int:fw_id>")
     def structure(fw_id: int) -> str:
-        return _render("dft/structure.html", **_structure(launchpad, table, known(fw_id)))
+        return _render("dft/structure.html", **_structure(launchpad, table, fw_id))
 
     @pages.route("/api/structures/<int:fw_id>")
     def structure_api(fw_id: int) -> Response:
-        facts = _structure(launchpad, table, known(fw_id))
+        facts = _structure(launchpad, table, fw_id)
         return _answer(facts, STRUCTURE_PARTS, facts["figures"], story=facts["story"].to_dict())
 
     @pages.route("/structures/<int:fw_id>/files/<path:name>")
     def file(fw_id: int, name: str) -> AnyResponse:
-        known(fw_id)
         story = _story(launchpad, fw_id)
         path = file_of(story, name)
         if path is None:
@@ -225,8 +221,8 @@ def _table(launchpad: LaunchPad, table: RecordTable, query: Query) -> dict[str, 
     }
 
 
-def _structure(launchpad: LaunchPad, table: RecordTable, record: Record) -> dict[str, Any]:
-    story = _story(launchpad, record.fw_id)
+def _structure(launchpad: LaunchPad, table: RecordTable, fw_id: int) -> dict[str, Any]:
+    story = _story(launchpad, fw_id)
     shown = (pictures.scf_picture(story.attempts), pictures.ladder_picture(story.attempts))
     facts = facts_of_structure(story)
     figures = {picture.name: _figure(picture) for picture in shown}
@@ -243,9 +239,11 @@ def _structure(launchpad: LaunchPad, table: RecordTable, record: Record) -> dict
 
 
 def _story(launchpad: LaunchPad, fw_id: int) -> Story:
+    if fw_id > MOST_FW_ID:
+        abort(404, f"There is no structure {fw_id}.")
     try:
         return tell_story(launchpad, fw_id)
-    except UnknownStructureError as error:  # deleted since the table was read
+    except UnknownStructureError as error:
         abort(404, error.message)
 
 
