@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 REQUEST_SECONDS = 20.0
 # Requests that work at once: a dashboard asks for eight figures, and somebody may have twenty tabs open.
 AT_ONCE = 64
+# Name of the table of all records among the extensions of the application.
+RECORDS = "dftfactory_records"
 # How long a database that is away is waited for, and how long an answer of it is good for.
 _ANSWER_SECONDS = 3.0
 
@@ -43,6 +45,7 @@ def make_app(
     ConfigError
         The user name is none, or the password is empty.
     """
+    from dftfactory.monitor.record_table import RecordTable
     from dftfactory.webgui.addresses import check_addresses
     from dftfactory.webgui.pages import make_pages
     from dftfactory.webgui.stock import load_stock_app
@@ -58,7 +61,8 @@ def make_app(
     _take_turns(app)
     _require_database(app, launchpad)
     check_addresses(app, module)
-    app.register_blueprint(make_pages(launchpad))
+    app.extensions[RECORDS] = table = RecordTable(launchpad)
+    app.register_blueprint(make_pages(launchpad, table))
     _explain_errors(app)
     return app
 

@@ -51,16 +51,18 @@ OVERVIEW_PARTS = ("progress", "running", "failures", "levels")
 STRUCTURE_PARTS = ("header", "attempts", "launches", "forces")
 
 
-def make_pages(launchpad: LaunchPad) -> Blueprint:
+def make_pages(launchpad: LaunchPad, table: RecordTable | None = None) -> Blueprint:
     """Return the blueprint `dft` of our pages, below /dft.
 
     Parameters
     ----------
     launchpad
         What is shown; nothing is written to it.
+    table
+        Its records, where they are kept already.
     """
     pages = Blueprint("dft", __name__, url_prefix="/dft", template_folder="templates", static_folder="static")
-    table = RecordTable(launchpad)
+    table = table or RecordTable(launchpad)
     for name in ("number", "short", "hours", "duration", "moment", "rate", "value", "percent", "scf_progress"):
         pages.add_app_template_filter(getattr(words, name), name)
     pages.add_app_template_filter(words.css_class, "css")

@@ -231,7 +231,10 @@ def _serve_until_asked_to_stop(server: BaseWSGIServer) -> None:
 
 def _warm_up(app: Any) -> None:
     # A database that is away now is asked again by the first page.
+    from dftfactory.webgui.app import RECORDS
+
     with contextlib.suppress(Exception):
+        app.extensions[RECORDS].records()
         import matplotlib.figure  # noqa: F401  (half a second, for the first chart)
 
         app.lp.warm_up()
