@@ -213,7 +213,6 @@ def test_an_empty_launchpad_comes_to_life(browser, local_launchpad, tmp_path):
         whole_page(browser, "overview_empty", 1400)
         assert console_errors(browser) == []
         Garden(launchpad, tmp_path).add("first", bulk("Si"))
-        browser.refresh()
         wait_until(browser, lambda b: "of 1 structures done" in text(b, "main"))
 
 

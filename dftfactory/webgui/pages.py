@@ -179,7 +179,7 @@ def _overview(launchpad: LaunchPad, table: RecordTable, campaign: str) -> dict[s
     return {
         **_frame(table, launchpad, "overview", campaign),
         "progress": progress,
-        "live": _is_live(records),
+        "live": _is_live(records, campaign),
         "over": sum(progress.states.get(state, 0) for state in OVER),
         "waiting": waiting,
         "failed": sum(progress.failures.values()),
@@ -219,7 +219,7 @@ def _table(launchpad: LaunchPad, table: RecordTable, query: Query) -> dict[str, 
         "total": len(records),
         "columns": HEADS,
         "numeric": NUMERIC,
-        "live": _is_live(records),
+        "live": _is_live(records, query.campaign),
     }
 
 
@@ -253,9 +253,10 @@ def _figure(picture: pictures.Picture) -> dict[str, Any]:
     return {"figure": pictures.figure_of(picture), "title": picture.title, "note": picture.note}
 
 
-def _is_live(records: list[Record]) -> bool:
-    """Whether anything may change by itself; what is PAUSED waits for a person."""
-    return any(record.state in LIVE and record.state != "PAUSED" for record in records)
+def _is_live(records: list[Record], campaign: str) -> bool:
+    """Whether anything may change by itself: what is PAUSED waits for a person, an empty queue for its structures."""
+    is_empty = not (records or campaign)
+    return is_empty or any(record.state in LIVE and record.state != "PAUSED" for record in records)
 
 
 @lru_cache(maxsize=2)
