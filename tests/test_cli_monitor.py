@@ -60,7 +60,13 @@ def test_status_as_json(queued: None, dftfactory: Dftfactory) -> None:
 
 
 @pytest.mark.mongodb
-@pytest.mark.parametrize("words", [("status",), ("failures",), ("retry",), ("report", "out.html")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("status",), ("failures",), ("retry",), ("report", "out.html")),
+        *(("sync", "c.db"), ("export", "out.extxyz"), ("recover",), ("reconcile",)),
+    ],
+)
 def test_a_slip_in_the_name_of_a_campaign_is_no_empty_campaign(
     queued: None, dftfactory: Dftfactory, words: tuple[str, ...]
 ) -> None:
