@@ -30,7 +30,8 @@ from typing import Any
 
 from dftfactory.errors import LaunchPadError
 from dftfactory.launchpad import FIRST_LINE, LAUNCHPAD_FILE, connect, read_launchpad_file
-from dftfactory.local_server import SECANTUS_VERSION, USER
+from dftfactory.local_server import USER
+from dftfactory.server_mends import SECANTUS_VERSION
 from dftfactory.server_process import (
     ServerProcess,
     end_process,

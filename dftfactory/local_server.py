@@ -1,8 +1,8 @@
 """The local LaunchPad server: the program that `dftfactory launchpad start` runs in the background.
 
-SecantusDB speaks MongoDB's wire protocol from Python, so that a laptop needs no MongoDB.
-Three things are added here, and they are why FireWorks can trust it: an atomic findAndModify, durable commits, and a
-password, because a port is open to everybody who is logged in here, and what is in a LaunchPad gets executed.
+SecantusDB speaks MongoDB's wire protocol from Python, so that a laptop needs no MongoDB. FireWorks can trust it with
+the mends of `server_mends`, durable commits, and a password, because a port is open to everybody who is logged in here,
+and what is in a LaunchPad gets executed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dftfactory.launchpad import LAUNCHPAD_FILE, read_launchpad_file
-
-# The wrap below reaches into this version; a test holds it equal to the pin in setup.cfg.
-SECANTUS_VERSION = "0.7.0b3"
+from dftfactory.server_mends import mend
 
 # Longer than any walltime. FireWorks keeps a connection through a whole calculation, and the server's
 # default of 5 minutes would close it under the rocket.
@@ -32,35 +29,6 @@ USER = "dftfactory"
 # What FireWorks needs and no more: not users, server settings or other people's operations. The last one is for
 # serverStatus, by which the start recognises its own process.
 ROLES = ("readWriteAnyDatabase", "dbAdminAnyDatabase", "clusterMonitor")
-
-
-def make_find_and_modify_atomic() -> None:
-    """Let the server run one findAndModify at a time; call it before the server starts.
-
-    FireWorks draws its ids, and checks out work, with findAndModify. The server's own returns the document as it was
-    before somebody else's change when two clients ask at once: Fireworks lose their ids and overwrite each other.
-
-    Raises
-    ------
-    RuntimeError
-        The installed SecantusDB has no such handlers: without the lock it must not serve.
-    """
-    from secantus import commands
-
-    lock = threading.Lock()
-
-    def one_at_a_time(handler: Any) -> Any:
-        def locked_handler(*args: Any) -> Any:
-            with lock:
-                return handler(*args)
-
-        return locked_handler
-
-    for command in ("findAndModify", "findandmodify"):
-        handler = commands._HANDLERS.get(command)
-        if handler is None:
-            raise RuntimeError(f"SecantusDB has no handler {command}: expected version {SECANTUS_VERSION}")
-        commands._HANDLERS[command] = one_at_a_time(handler)
 
 
 def set_password(storage: Any, password: str) -> None:
@@ -93,7 +61,7 @@ def serve(folder: Path, port: int, password: str) -> None:
     stop_signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     os.umask(0o077)
-    make_find_and_modify_atomic()
+    mend()
     server = SecantusDBServer(
         host="127.0.0.1",
         port=port,

@@ -25,7 +25,7 @@ from dftfactory.errors import LaunchPadError
 from dftfactory.firetasks import RunDFT
 from dftfactory.launchpad import LAUNCHPAD_FILE, load_launchpad, read_launchpad_file
 from dftfactory.local_launchpad import local_launchpad_status, start_local_launchpad, stop_local_launchpad
-from dftfactory.local_server import SECANTUS_VERSION
+from dftfactory.server_mends import SECANTUS_VERSION
 
 # A process that adds 15 Fireworks, each of which leaves one line in a file of its own, and runs what it finds.
 WORKER = """
