@@ -23,8 +23,12 @@ pytest_plugins = ["launchpad_fixtures", "browser_fixtures", "cli_fixtures"]
 
 
 def pytest_configure() -> None:
-    """Begin as on a terminal: under `nohup` the signal of a closed terminal is ignored, also by children."""
+    """Begin as on a terminal.
+
+    `nohup` lets the signal of a closed terminal be ignored, and a script's `&` that of Ctrl-C; children inherit it.
+    """
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
