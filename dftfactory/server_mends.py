@@ -22,6 +22,7 @@ def mend() -> None:
     """
     make_find_and_modify_atomic()
     use_indices_beside_operators()
+    make_long_lists_cheap()
     make_retries_cheap()
 
 
@@ -78,6 +79,44 @@ def use_indices_beside_operators() -> None:
         return look_up(self, db, collection, rest, **options)
 
     Storage._try_index_id_keys = look_up_the_rest
+
+
+def make_long_lists_cheap() -> None:
+    """Let the server look into a long list of numbers or texts (`$in`) as into a set.
+
+    It compares each document with one item after the other: 1,000 documents by their ids took 1 s, 5,000 took 28 s.
+    So ask `lpad` with many ids, and FireWorks' web GUI where Fireworks are filtered by what their workflow is.
+
+    Raises
+    ------
+    RuntimeError
+        The installed SecantusDB compares in another way.
+    """
+    from bson.int64 import Int64
+    from secantus import query
+
+    compare = getattr(query, "_op_matches", None)
+    if compare is None:
+        raise RuntimeError(f"SecantusDB compares no values with operators: expected version {SECANTUS_VERSION}")
+    # Their equality is Python's, without exception.
+    plain = {int, str, Int64}
+    # The list of the query that this thread goes through documents with, and its items where all of them are plain.
+    last = threading.local()
+
+    def compare_with_set(
+        values: list[Any], operator: str, argument: Any, collation: Any = None, *, descend: bool = True, **options: Any
+    ) -> Any:
+        if operator == "$in" and collation is None and descend and isinstance(argument, list):
+            if getattr(last, "argument", None) is not argument:
+                last.argument = argument
+                last.items = frozenset(argument) if all(type(item) in plain for item in argument) else None
+            # The items of a list, each, as MongoDB does it.
+            found = [item for value in values for item in (value if type(value) is list else [value])]
+            if last.items is not None and all(type(item) in plain for item in found):
+                return any(item in last.items for item in found)
+        return compare(values, operator, argument, collation, descend=descend, **options)
+
+    query._op_matches = compare_with_set
 
 
 def make_retries_cheap() -> None:

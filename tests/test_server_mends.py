@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A mended server in this process, on loopback: `indexed` has indices, `plain` has the same and none."""
     require_local_server()
     from pymongo import ASCENDING, DESCENDING, MongoClient
-    from secantus import commands
+    from secantus import commands, query
     from secantus.server import SecantusDBServer
     from secantus.storage import Storage
     from secantus.transactions import TransactionRegistry
@@ -62,6 +63,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(commands, "_HANDLERS", dict(commands._HANDLERS))
     monkeypatch.setattr(Storage, "_try_index_id_keys", Storage._try_index_id_keys)
     monkeypatch.setattr(TransactionRegistry, "_prune_retryable_locked", TransactionRegistry._prune_retryable_locked)
+    monkeypatch.setattr(query, "_op_matches", query._op_matches)
     server_mends.mend()
     server = SecantusDBServer(host="127.0.0.1", port=0, storage_path=str(tmp_path / "database"))
     server.start()
@@ -133,6 +135,75 @@ def test_checkout_and_find_and_modify_go_through_no_collection(database: Any, mo
     assert indexed.find_one_and_delete({"fw_id": 12, "x": 1})["_id"] == 12
 
 
+def test_values_are_in_a_list_as_without_mends(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_local_server()
+    from bson import Decimal128, Int64, ObjectId, Regex
+    from secantus import query
+
+    now, some_id = datetime(2026, 1, 2), ObjectId()
+    values: list[Any] = [
+        *(0, 1, 2, -1, Int64(1), 2**40, 1.0, 2.5, float("nan"), Decimal128("1"), True, False, None),
+        *("1", "one", "ONE", "", b"1", now, now.replace(tzinfo=timezone.utc), some_id),
+        *([], [1], [2, "one"], [[1]], [True], [1.0], [None], {}, {"a": 1}, [{"a": 1}], {"a": [1]}, [1, {"a": 1}]),
+    ]
+    lists: list[list[Any]] = [
+        *([], [1], [Int64(1)], ["one"], [1, "one"], [0], [1.0], [True], [None], [1, None], [float("nan")]),
+        *([Decimal128("1")], [now], [some_id], [[1]], [[]], [{"a": 1}], [1, {"a": 1}], [Regex("^O", "i")]),
+        *([b"1"], [2**40, 7, 8], list(range(1000)), [*range(1000), 2.5]),
+    ]
+    questions = [
+        {field: {operator: items}} for items in lists for operator in ("$in", "$nin") for field in ("v", "v.0", "v.a")
+    ]
+    questions += [{"v": {"$not": {"$in": items}}} for items in lists]
+    questions += [{"v": {"$elemMatch": {"$in": items}}} for items in lists]
+    documents = [{"v": value} for value in values] + [{}]
+
+    def answers() -> list[list[bool]]:
+        return [[query.matches(document, question) for document in documents] for question in questions]
+
+    expected = answers()
+    assert 0.1 < sum(map(sum, expected)) / sum(map(len, expected)) < 0.9
+    monkeypatch.setattr(query, "_op_matches", query._op_matches)
+    server_mends.make_long_lists_cheap()
+    # Twice: the lists are still those that were asked for last.
+    assert answers() == expected
+    assert answers() == expected
+    same = [query.matches({"v": "ONE"}, {"v": {"$in": ["one"]}}, collation=collation) for collation in collations()]
+    assert same == [False, True]
+
+
+def collations() -> list[Any]:
+    from secantus.collation import parse
+
+    return [None, parse({"locale": "en", "strength": 2})]
+
+
+def test_long_list_of_ids_is_not_gone_through_for_each_document(database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from secantus import query
+
+    compared: list[Any] = []
+    compare = query._in_candidate_matches
+
+    def count(values: list[Any], item: Any, *arguments: Any, **options: Any) -> Any:
+        compared.append(item)
+        return compare(values, item, *arguments, **options)
+
+    monkeypatch.setattr(query, "_in_candidate_matches", count)
+    collection, ids = database["indexed"], list(range(1000, 19, -1))
+    for field, number in (("_id", 40), ("fw_id", 40), ("nodes", 41)):
+        compared.clear()
+        assert len(list(collection.find({field: {"$in": ids}}))) == number, field
+        # Once, on no document, the server looks whether the query is a valid one.
+        assert len(compared) <= len(ids), field
+        compared.clear()
+        [group] = collection.aggregate([{"$match": {field: {"$in": ids}}}, {"$group": {"_id": 0, "n": {"$sum": 1}}}])
+        assert group["n"] == number, field
+        assert len(compared) <= len(ids), field
+    compared.clear()
+    assert len(list(collection.find({"fw_id": {"$in": [*ids, 0.5]}}))) == 40
+    assert len(compared) > 20 * len(ids)  # where it does compare one by one, this is how many
+
+
 def test_old_writes_are_forgotten_and_young_ones_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     require_local_server()
     from secantus import transactions
@@ -164,17 +235,19 @@ def test_old_writes_are_forgotten_and_young_ones_repeated(monkeypatch: pytest.Mo
         ("secantus.storage.Storage", "_try_index_id_keys"),
         ("secantus.transactions.TransactionRegistry", "_prune_retryable_locked"),
         ("secantus.transactions", "_RETRYABLE_RECORD_MAX"),
+        ("secantus.query", "_op_matches"),
     ],
 )
 def test_server_that_is_made_differently_must_not_serve(
     module: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_local_server()
-    from secantus import commands
+    from secantus import commands, query
     from secantus.storage import Storage
 
     monkeypatch.setattr(commands, "_HANDLERS", dict(commands._HANDLERS))
     monkeypatch.setattr(Storage, "_try_index_id_keys", Storage._try_index_id_keys)
+    monkeypatch.setattr(query, "_op_matches", query._op_matches)
     monkeypatch.delattr(f"{module}.{name}")
     with pytest.raises(RuntimeError, match="expected version"):
         server_mends.mend()

@@ -38,22 +38,12 @@ FACTS = {
     **dict.fromkeys((f"{STORED}.{name}" for name in _LABEL), 1),
     **dict.fromkeys((f"{DETAILS}.{name}" for name in (*_LABEL, *_WORDS)), 1),
 }
-# One range of ids is faster than many a `$in`. It is asked for where the ids are at least so dense in it.
-_PAGE, _DENSE = 2000, 0.1
 
 
 def launches_of(launchpad: LaunchPad, fw_ids: Iterable[int], keys: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     """Yield the launches of Fireworks, archived ones too, in no order."""
-    ids = sorted(set(fw_ids))
-    for start in range(0, len(ids), _PAGE):
-        page = ids[start : start + _PAGE]
-        if len(page) >= _DENSE * (page[-1] - page[0] + 1):
-            wanted = set(page)
-            found = launchpad.launches.find({"fw_id": {"$gte": page[0], "$lte": page[-1]}}, keys, batch_size=1000)
-            yield from (launch for launch in found if launch.get("fw_id") in wanted)
-        else:
-            for part in id_pages(page):
-                yield from launchpad.launches.find({"fw_id": {"$in": part}}, keys)
+    for page in id_pages(sorted(set(fw_ids))):
+        yield from launchpad.launches.find({"fw_id": {"$in": page}}, keys, batch_size=1000)
 
 
 def stored_data(launch: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fireworks import LaunchPad
 
 # Fireworks in one page.
-_PAGE = 2000
+_PAGE = 1000
 _NUMBERS_OF_FIREWORK = dict.fromkeys(("fw_id", "state", "launches", "archived_launches", "spec.fingerprint"), 1)
 _FIREWORK = {
     **_NUMBERS_OF_FIREWORK,
@@ -143,9 +143,7 @@ def read_changed(launchpad: LaunchPad, since: datetime) -> Iterator[Record]:
 
 def _queries(campaign: str | None, fw_ids: Iterable[int] | None) -> list[dict[str, Any]]:
     if fw_ids is None:
-        # In the order of fw_id, so that a page of Fireworks is a range of launches; those that are not ours are left
-        # out afterwards. An index on the campaigns has those of one state in the order in which they were added.
-        return [{"fw_id": {"$gte": 0}}] if campaign is None else [ours(campaign)]
+        return [ours(campaign)]
     ids = sorted(set(fw_ids))
     limits = OURS if campaign is None else {**OURS, **ours(campaign)}
     return [{"fw_id": {"$in": page}, **limits} for page in id_pages(ids)]
