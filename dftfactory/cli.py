@@ -39,9 +39,20 @@ launchpad_app = typer.Typer(help="The local LaunchPad: a MongoDB-wire server for
 app.add_typer(launchpad_app, name="launchpad")
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from dftfactory import __version__
+
+        typer.echo(f"dftfactory {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Turn SELECTED structures into trustworthy Quantum ESPRESSO labels."""
 

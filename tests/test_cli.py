@@ -32,7 +32,7 @@ from queue_helpers import (
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from dftfactory import cli, launchpad
+from dftfactory import __version__, cli, launchpad
 from dftfactory.config import DFTConfig, WorkerConfig
 from dftfactory.errors import LaunchPadAwayError
 from dftfactory.labels import write_label
@@ -85,6 +85,10 @@ def test_help_imports_nothing_heavy() -> None:
     ended = process("-c", code)
     _, err = ended.communicate(timeout=60)
     assert err == "[]\n"
+
+
+def test_version_is_said(dftfactory: Dftfactory) -> None:
+    assert dftfactory("--version").out == f"dftfactory {__version__}\n"
 
 
 def test_wrong_word_is_a_usage_error(dftfactory: Dftfactory) -> None:
