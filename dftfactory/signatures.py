@@ -108,6 +108,8 @@ SIGNATURES = (
         "silent",
     ),
     Signature(Failure.OUT_OF_MEMORY, r"Error allocating \d+ bytes|insufficient virtual memory|std::bad_alloc"),
+    # Open MPI, in a job whose limit is that of the address space, before pw.x has begun.
+    Signature(Failure.OUT_OF_MEMORY, r"out of dynamic memory in .*"),
     # The libraries of fast networks say the same of memory that they could not pin, and go on without it.
     Signature(Failure.OUT_OF_MEMORY, r"^(?!.*(?:ibv_|openib|UCX|memlock|regist)).*Cannot allocate memory"),
     Signature(Failure.OUT_OF_MEMORY, r"oom-kill|oom_kill|Out Of Memory"),

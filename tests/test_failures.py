@@ -441,6 +441,7 @@ def test_harmless_lines_of_the_launcher_are_no_failure(tmp_path, err):
     [
         ("Operating system error: Cannot allocate memory\nAllocation would exceed memory limit", "OUT_OF_MEMORY"),
         ("forrtl: severe (41): insufficient virtual memory", "OUT_OF_MEMORY"),
+        ("mca_pml_ob1.so: failed to map (ignored)\nout of dynamic memory in opal_show_help_yylex()", "OUT_OF_MEMORY"),
         ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0.", "OUT_OF_MEMORY"),
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.", "OUT_OF_MEMORY"),
         ("srun: error: node1: task 0: Out Of Memory", "OUT_OF_MEMORY"),
