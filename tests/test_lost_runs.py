@@ -347,8 +347,11 @@ def test_through_a_link_pw_x_is_seen_too(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "home").symlink_to(tmp_path / "data")
     with subprocess.Popen(["/bin/sleep", "600"], env={RUN_DIR: str(tmp_path / "data" / "run")}) as pw:
-        assert list(pw_sessions(tmp_path / "home").values()) == [tmp_path / "data" / "run"]
+        while not pw_sessions(tmp_path / "data"):
+            pass
+        seen = list(pw_sessions(tmp_path / "home").values())
         pw.kill()
+    assert seen == [tmp_path / "data" / "run"]
 
 
 # Jobs that the queue has ended
