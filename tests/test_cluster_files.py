@@ -153,9 +153,10 @@ def stop(number, frame):
     sys.exit()
 signal.signal(signal.SIGUSR1, stop)
 signal.signal(signal.SIGTERM, stop)
-(folder / f"{{os.getpid()}}.began").write_text(" ".join(sys.argv[1:]))
-while True:
-    time.sleep(0.05)
+words = folder / f"{{os.getpid()}}.part"
+words.write_text(" ".join(sys.argv[1:]))
+words.rename(words.with_suffix(".began"))
+time.sleep(120)
 """
 
 
