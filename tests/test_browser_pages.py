@@ -251,7 +251,8 @@ def plant_a_search(launchpad, tmp_path):
 
 def test_two_small_pictures_for_the_readme(browser, local_launchpad, tmp_path):
     """With names as people give them."""
-    image = pytest.importorskip("PIL.Image")
+    from PIL import Image  # of matplotlib
+
     with fresh_launchpad(local_launchpad) as launchpad:
         fw_id = plant_a_search(launchpad, tmp_path)
         with serving(launchpad) as url:
@@ -263,7 +264,7 @@ def test_two_small_pictures_for_the_readme(browser, local_launchpad, tmp_path):
                 time.sleep(0.5)
                 path = screenshot(browser, name)
                 # Fewer colours are a third of the size; this way the rare ones, those of the states, are kept.
-                few = image.open(path).convert("RGB").quantize(256, method=image.Quantize.MAXCOVERAGE)
+                few = Image.open(path).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
                 few.save(path, optimize=True)
                 assert path.stat().st_size < 150_000
                 browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

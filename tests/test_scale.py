@@ -249,7 +249,7 @@ def test_submit_and_sync_keep_a_page(
     monkeypatch.setattr(candidates, "_KEYS_PAGE", 10)
     monkeypatch.setattr(pipeline, "PAGE", 5)
     peaks: dict[str, list[int]] = {"submit": [], "sync": []}
-    for number in (10, 70):
+    for number in (70, 210):
         db = open_candidates(candidate_file(tmp_path / f"{number}.db", si_atoms, number))
 
         def select_and_submit(db: Any = db, number: int = number) -> None:
@@ -260,8 +260,8 @@ def test_submit_and_sync_keep_a_page(
 
         peaks["submit"].append(peak_of(select_and_submit))
         peaks["sync"].append(peak_of(lambda db=db: sync(db, launchpad)))
-    # A structure with all that belongs to it takes some 20 kB in memory; that it was there, 1 kB in Python 3.10.
-    assert all(large - small < 60 * 2000 for small, large in peaks.values())
+    # A structure with all that belongs to it takes some 20 kB in memory.
+    assert all(large - small < 140 * 1000 for small, large in peaks.values())
 
 
 def test_export_keeps_a_number_for_each_label(fake_config: DFTConfig, si_atoms: Atoms, tmp_path: Path) -> None:

@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import os
 import random
 import re
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from browser_fixtures import Site, fresh_launchpad
 from pymongo.monitoring import CommandListener
-from queue_helpers import write_launchpad_file
+from web_logins import PASSWORD, RIGHT, WRONG
 
 from dftfactory.errors import ConfigError
 from dftfactory.launchpad import read_launchpad_file
 from dftfactory.local_launchpad import LocalLaunchPad
 from dftfactory.webgui import login as login_module
-from dftfactory.webgui import serve as serve_module
 from dftfactory.webgui.app import make_app
-from dftfactory.webgui.login import PASSWORD_VARIABLE, Login, read_password
-from dftfactory.webgui.queries import MAX_LETTERS, problem_of, read_query
 from dftfactory.webgui.safety import is_loopback
 from dftfactory.webgui.serve import describe
-from dftfactory.webgui.snapshot import Snapshot
 from dftfactory.webgui.stock import mend_template
 
-PASSWORD = "correct horse battery staple: Ångström"  # noqa: S105  (of these tests)
-RIGHT = {"Authorization": "Basic " + base64.b64encode(f"dftfactory:{PASSWORD}".encode()).decode()}
-WRONG = {"Authorization": "Basic " + base64.b64encode(b"dftfactory:wrong").decode()}
 # What somebody types into the bar of addresses.
 ODD = [
     *("0", "-1", "1", "1.5", "99999999", str(2**63), "9" * 400, "nan", "abc", "null", "%00", "%ff", "..%2f..", "a%2fb"),
@@ -332,76 +314,6 @@ def test_report_from_memory_is_that_of_fireworks(site: Site, app: Any, collectio
 # Memory
 
 
-class Documents(list[dict[str, Any]]):
-    """A collection, with the queries that it was asked."""
-
-    asked: list[Any]
-
-    def estimated_document_count(self) -> int:
-        return len(self)
-
-    def find(self, query: dict[str, Any], fields: Any) -> Iterator[dict[str, Any]]:
-        self.asked.append(query)
-        since = query.get("updated_on", {}).get("$gte")
-        since = since.replace(tzinfo=None) if isinstance(since, datetime) else since
-        return iter(
-            [d for d in self if since is None or (type(d["updated_on"]) is type(since) and d["updated_on"] >= since)]
-        )
-
-
-@pytest.fixture
-def documents() -> Documents:
-    old = datetime(2026, 1, 1)  # as pymongo reads it
-    made = Documents(
-        {"_id": n, "state": "READY", "created_on": old.isoformat(), "updated_on": old.isoformat() if n % 2 else old}
-        for n in range(10)
-    )
-    made.asked = []
-    return made
-
-
-def test_snapshot_asks_only_for_what_has_changed(documents: Documents, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FireWorks dates some changes with text, some with dates."""
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    snapshot = Snapshot(documents)
-    assert snapshot.count("READY") == 10
-    assert documents.asked == [{}]
-    new = datetime.now(timezone.utc).replace(tzinfo=None)
-    documents[0].update(state="RUNNING", updated_on=new)
-    documents[1].update(state="RUNNING", updated_on=new.isoformat())
-    assert snapshot.count("RUNNING") == 0  # a moment old
-    now[0] += 3
-    assert snapshot.count("RUNNING") == 2
-    assert len(documents.asked) == 3
-    assert {} not in documents.asked[1:]
-
-
-def test_snapshot_notices_what_is_taken_away_and_what_nobody_dated(
-    documents: Documents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    snapshot = Snapshot(documents)
-    assert snapshot.count(None) == 10
-    documents.pop()
-    documents[0]["state"] = "DEFUSED"
-    now[0] += 3
-    assert snapshot.count(None) == 9
-    documents[1]["state"] = "DEFUSED"
-    now[0] += 61
-    assert snapshot.count("DEFUSED") == 1  # no page waits for it
-    assert snapshot.reading is not None
-    snapshot.reading.join()
-    assert snapshot.count("DEFUSED") == 2
-
-
-def test_snapshot_of_a_large_collection_is_not_kept(documents: Documents, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dftfactory.webgui.snapshot.MOST", 5)
-    assert Snapshot(documents).rows() is None
-    assert documents.asked == []
-
-
 @pytest.mark.mongodb
 @pytest.mark.parametrize("collection", ["fireworks", "workflows"])
 @pytest.mark.parametrize("since", ["2026-01-01T00:00:00", datetime(2026, 1, 1)])
@@ -425,75 +337,6 @@ def test_large_launchpad_is_asked_itself(site: Site, monkeypatch: pytest.MonkeyP
 
 
 # Queries
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        {},
-        {"state": "FIZZLED"},
-        {"fw_id": {"$gte": 3, "$lt": 7}},
-        {"$or": [{"name": {"$regex": "^Si8 ", "$options": "i"}}, {"spec.campaigns": {"$in": ["a", "b"]}}]},
-        {"launches": {"$not": {"$size": 0}}, "spec.resources": {"$exists": True}},
-        {"spec.structure": {"$elemMatch": {"symbol": "Si", "x": {"$gt": 0.5}}}},
-    ],
-)
-def test_harmless_query_is_passed_on(query: Any) -> None:
-    assert read_query(json.dumps(query)) == (query, None)
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        {"$where": "while (true) {}"},
-        {"$and": [{"a": 1}, {"$or": [{"$where": "1"}]}]},
-        {"$expr": {"$function": {"body": "f", "args": [], "lang": "js"}}},
-        {"a": {"$not": {"$where": "1"}}},
-        {"a": {"$accumulator": {}}},
-        {"a": {"$in": [{"$where": "1"}]}},
-        {"a": {"$elemMatch": {"$where": "1"}}},
-        {"$text": {"$search": "x"}},
-        {"$jsonSchema": {}},
-        {"$comment": "x"},
-        {"a.$where": 1},
-        {"name": {"$regex": "(a+)+$"}},
-        {"name": {"$regex": ".*.*.*x"}},
-        {"name": {"$regex": "a|b"}},
-        {"name": {"$regex": "x", "$options": "x"}},
-        {"name": {"$regex": {"a": 1}}},
-        {"fw_id": 2**63},
-        {"fw_id": float("inf")},
-        {"fw_id": float("nan")},
-        {"a\0b": 1},
-        {"a": "b\0"},
-        {"": 1},
-        {"$and": []},
-        {"$and": [1]},
-        {"$and": {"a": 1}},
-        {"a": {"$in": list(range(200))}},
-        [],
-        "text",
-        3,
-        None,
-    ],
-)
-def test_query_that_can_do_harm_is_refused(query: Any) -> None:
-    read, problem = read_query(json.dumps(query))
-    assert read == {}
-    assert problem
-    assert problem_of(query)
-
-
-@pytest.mark.parametrize("text", ["", "{", "{'a': 1}", "[" * 1500, '{"a":' * 300, '{"a": "' + "x" * MAX_LETTERS + '"}'])
-def test_text_that_is_no_query_is_refused(text: str) -> None:
-    assert read_query(text)[1]
-
-
-def test_deep_query_is_refused() -> None:
-    query: Any = {"a": 1}
-    for _ in range(20):
-        query = {"$and": [query]}
-    assert "deep" in str(problem_of(query))
 
 
 @pytest.mark.mongodb
@@ -608,105 +451,6 @@ def test_login_of_fireworks_does_not_open_ours(site: Site) -> None:
     assert app.test_client().get("/", headers=RIGHT).status_code == 401  # the default user name is not hers
 
 
-def request_with(username: str, password: str, address: str = "10.0.0.1") -> Any:
-    authorization = SimpleNamespace(type="basic", username=username, password=password)
-    return SimpleNamespace(authorization=authorization, remote_addr=address)
-
-
-def test_guesses_wait_longer_and_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(login_module.time, "sleep", slept.append)
-    login = Login("ada", PASSWORD)
-    for _ in range(10):
-        assert not login.accepts(request_with("ada", "guess"), known=False)
-    assert slept == sorted(slept)
-    assert slept[-1] == 2.0
-    slept.clear()
-    # The right one waits as long, so that the time tells nothing; a known browser and another address do not.
-    assert login.accepts(request_with("ada", PASSWORD), known=False)
-    assert slept == [2.0]
-    assert login.accepts(request_with("ada", PASSWORD), known=True)
-    assert login.accepts(request_with("ada", PASSWORD, "10.0.0.2"), known=False)
-    assert slept == [2.0]
-
-
-def test_failures_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    slept: list[float] = []
-    monkeypatch.setattr(login_module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=slept.append))
-    login = Login("ada", PASSWORD)
-    for _ in range(10):
-        login.accepts(request_with("ada", "guess"), known=False)
-    slept.clear()
-    now[0] += 3600
-    assert login.accepts(request_with("ada", PASSWORD), known=False)
-    assert slept == []
-    for n in range(3000):
-        login.accepts(request_with("ada", "guess", f"10.0.{n // 256}.{n % 256}"), known=False)
-    assert len(login._failures) <= 1000
-
-
-def test_crowd_of_guesses_is_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads are not taken up by them, and there are not more guesses than places."""
-    from werkzeug.exceptions import TooManyRequests
-
-    monkeypatch.setattr(login_module, "_PATIENCE", 0.01)
-    monkeypatch.setattr(login_module, "_WAITS", (0.0, 0.1))
-    login = Login("ada", PASSWORD)
-    assert not login.accepts(request_with("ada", "guess"), known=False)
-    for _ in range(login_module._WAITING):
-        login._places.acquire()
-    with pytest.raises(TooManyRequests):
-        login.accepts(request_with("ada", PASSWORD), known=False)
-    assert login.accepts(request_with("ada", PASSWORD), known=True)
-
-
-def test_password_is_the_first_line_of_a_file_of_ones_own(tmp_path: Path) -> None:
-    file = tmp_path / "password"
-    file.write_text(f"{PASSWORD}\nsecond line\n")
-    file.chmod(0o600)
-    assert read_password(file) == PASSWORD
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
-def test_password_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
-    file = tmp_path / "password"
-    file.write_text("secret\n")
-    file.chmod(mode)
-    with pytest.raises(ConfigError, match="others can read the password") as error:
-        read_password(file)
-    assert "secret" not in str(error.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"\n", b"   \nsecond\n", b"\xff\xfe\n"])
-def test_file_without_a_password_is_refused(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "password"
-    file.write_bytes(content)
-    file.chmod(0o600)
-    with pytest.raises(ConfigError, match=r"empty|UTF-8"):
-        read_password(file)
-
-
-def test_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read the password"):
-        read_password(tmp_path / "missing")
-    with pytest.raises(ConfigError, match="cannot read the password"):
-        read_password(tmp_path)
-    with pytest.raises(ConfigError, match="is not a file"):
-        read_password(Path("/dev/null"))
-
-
-def test_password_of_the_environment_does_not_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A browser that is started from here would inherit it."""
-    monkeypatch.setenv(PASSWORD_VARIABLE, PASSWORD)
-    assert read_password(None) == PASSWORD
-    assert PASSWORD_VARIABLE not in os.environ
-    assert read_password(None) is None
-    monkeypatch.setenv(PASSWORD_VARIABLE, "")
-    with pytest.raises(ConfigError, match="is empty"):
-        read_password(None)
-
-
 @pytest.mark.mongodb
 @pytest.mark.parametrize("name", ["", "a:b", "a\nb"])
 def test_user_name_that_no_browser_can_send_is_refused(site: Site, name: str) -> None:
@@ -785,158 +529,6 @@ def test_user_is_told_who_can_read_the_pages() -> None:
     assert PASSWORD not in here + away
 
 
-# The server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Server:
-    """`dftfactory webgui` in a process of its own, as typed."""
-
-    def __init__(self, launchpad_file: Path, *words: str, **environment: str) -> None:
-        self.port = free_port()
-        command = [
-            sys.executable,
-            "-m",
-            "dftfactory.cli",
-            "webgui",
-            "-l",
-            str(launchpad_file),
-            "--port",
-            str(self.port),
-        ]
-        self.process = subprocess.Popen(
-            [*command, *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment,
-        )
-        self.said: list[str] = []
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line)
-            if line.startswith("open "):
-                break
-
-    def get(self, address: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{address}", headers=headers or {})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310  (http above)
-                return answer.status, answer.read().decode(errors="replace")
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode(errors="replace")
-
-    def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        rest, _ = self.process.communicate(timeout=60)
-        return self.process.returncode, "".join(self.said) + rest
-
-
-@pytest.fixture
-def launchpad_file(site: Site, tmp_path: Path) -> Path:
-    return write_launchpad_file(site.launchpad, tmp_path)
-
-
-@pytest.mark.mongodb
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_server_serves_and_ends_cleanly(launchpad_file: Path, number: int) -> None:
-    server = Server(launchpad_file)
-    try:
-        assert server.said[-1].startswith(f"open http://127.0.0.1:{server.port}/dft/")
-        assert server.get("/fw/")[0] == 200
-        assert server.get("/fw/99999")[0] == 404
-        with socket.create_connection(("127.0.0.1", server.port)):  # one that says nothing
-            code, said = server.end(number)
-    finally:
-        server.end()
-    assert code == 0
-    assert said.endswith("stopped\n")
-    # No line for a request, and no warning of a development server.
-    assert "GET" not in said
-    assert "WARNING" not in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.mongodb
-def test_server_asks_for_the_password_of_a_file(launchpad_file: Path, tmp_path: Path) -> None:
-    file = tmp_path / "password"
-    file.write_text(PASSWORD)
-    file.chmod(0o600)
-    server = Server(launchpad_file, "--password-file", str(file), "--verbose")
-    try:
-        assert server.get("/static/images/fw-logo.png")[0] == 401
-        assert server.get("/fw/", RIGHT)[0] == 200
-        assert PASSWORD not in Path(f"/proc/{server.process.pid}/cmdline").read_text()
-    finally:
-        _, said = server.end()
-    assert "login: user dftfactory" in said
-    assert PASSWORD not in said
-    assert '"GET /fw/ HTTP/1.1" 200' in said
-
-
-@pytest.mark.mongodb
-def test_taken_port_is_told_with_the_next_free_one(launchpad_file: Path) -> None:
-    server = Server(launchpad_file)
-    try:
-        second = subprocess.run(
-            [*server.process.args[:-1], str(server.port)],  # type: ignore[misc, index]  # the list of above
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        )
-    finally:
-        server.end()
-    assert second.returncode == 1
-    told = re.search(rf"error: port {server.port} on 127\.0\.0\.1 is taken: .* --port (\d+)", second.stderr)
-    assert told is not None
-    assert int(told[1]) > server.port
-    assert "Traceback" not in second.stderr
-
-
-@pytest.mark.parametrize(
-    ("host", "port"), [("no.such.host.invalid", 5000), ("203.0.113.7", 5000), ("127.0.0.1", 70000)]
-)
-def test_host_or_port_that_cannot_be_is_an_error(host: str, port: int) -> None:
-    with pytest.raises(ConfigError, match=r"--host|--port|cannot listen"), serve_module._listening(host, port):
-        pass
-
-
-@pytest.mark.mongodb
-def test_database_that_is_away_is_said_and_comes_back(server_folder: Path) -> None:
-    from dftfactory.local_launchpad import start_local_launchpad, stop_local_launchpad
-
-    local = start_local_launchpad(server_folder)
-    server = Server(local.launchpad_file)
-    try:
-        assert server.get("/fw/")[0] == 200
-        stop_local_launchpad(server_folder)
-        time.sleep(3.1)  # for so long an answer of the database is good
-        for address in ("/", "/fw/", "/dft/", "/fw/1"):
-            code, text = server.get(address)
-            assert code == 503, address
-            assert "does not answer" in text
-            assert "dftfactory launchpad start" in text or "dftfactory check" in text
-        assert server.get("/static/css/styles.css")[0] == 200
-        start_local_launchpad(server_folder)
-        codes = []
-        for _ in range(20):
-            codes.append(server.get("/fw/")[0])
-            if codes[-1] == 200:
-                break
-            time.sleep(0.5)
-        assert codes[-1] == 200
-    finally:
-        _, said = server.end()
-    assert "Traceback" not in said
-
-
 @pytest.mark.mongodb
 def test_report_since_a_date_counts_only_what_is_younger(local_launchpad: LocalLaunchPad) -> None:
     with fresh_launchpad(local_launchpad) as launchpad:
@@ -946,50 +538,6 @@ def test_report_since_a_date_counts_only_what_is_younger(local_launchpad: LocalL
             launchpad.fireworks.insert_one({"fw_id": fw_id, "state": "READY", "created_on": date, "updated_on": date})
         text = make_app(launchpad).test_client().get("/report/days/7/").text
         assert len(re.findall(r"total : 1", text)) == 1
-
-
-@pytest.fixture
-def serving() -> Iterator[int]:
-    """Our server in this process, with an application that answers at once; its port."""
-
-    def hello(environ: Any, start_response: Any) -> list[bytes]:
-        start_response("200 OK", [("Content-Length", "5")])
-        return [b"hello"]
-
-    with serve_module._listening("127.0.0.1", 0) as listener:
-        server = serve_module._make_server(hello, "127.0.0.1", listener, verbose=False)
-        loop = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        loop.start()
-        yield server.port
-        server.shutdown()
-        loop.join()
-
-
-def answer_of(port: int) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
-        return bytes(answer.read())
-
-
-def test_connections_that_say_nothing_keep_nobody_waiting(serving: int) -> None:
-    """Everybody on a login node can open them, without a login; and each browser keeps six."""
-    with contextlib.ExitStack() as stack:
-        for number in range(serve_module._CONNECTIONS + 20):
-            connection = stack.enter_context(socket.create_connection(("127.0.0.1", serving)))
-            connection.sendall(b"GET / HTTP/1.1\r\n" if number % 2 else b"")
-        assert answer_of(serving) == b"hello"
-
-
-def test_request_that_drips_in_is_given_up(serving: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each letter of it comes before the connection would be idle."""
-    monkeypatch.setattr(serve_module, "_IDLE_SECONDS", 1)
-
-    def drip(connection: socket.socket) -> None:
-        for number in range(200):
-            connection.sendall(b"X: 1\r\n" if number else b"GET / HTTP/1.1\r\n")
-            time.sleep(0.1)
-
-    with socket.create_connection(("127.0.0.1", serving)) as connection, pytest.raises(ConnectionError):
-        drip(connection)
 
 
 @pytest.mark.mongodb
